@@ -1,0 +1,137 @@
+"""Checkpoints by Orbax. A run keeps two: the latest, to go on from, and the best by mean IU.
+
+Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}. A directory with `params` and
+`model/model.json` alone is a parameters-only checkpoint: converted weights.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from fcn_jax.models import spec as model_spec
+from fcn_jax.train_state import TrainState
+
+MODEL_JSON = "model/model.json"
+METRIC = "mean_iou"
+
+
+def _metric(metrics: dict[str, float]) -> float:
+    return metrics[METRIC]
+
+
+class Checkpoints:
+    """The checkpoints of one run; saving is asynchronous, `close` waits for it."""
+
+    def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
+        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        # Orbax's own best_fn with max_to_keep would delete the latest step, which resuming needs.
+        policy = AnyPreservationPolicy(
+            [LatestN(1), BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy, best_fn=_metric, best_mode="max", create=not read_only, read_only=read_only
+        )
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "train": ocp.StandardCheckpointHandler(),
+            "model": ocp.JsonCheckpointHandler(filename="model.json"),
+        }
+        self._manager = ocp.CheckpointManager(epath.Path(self.directory), options=options, item_handlers=handlers)
+
+    def latest_step(self) -> int | None:
+        """The newest step saved, None without any."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step with the highest mean IU; without any evaluated one, the latest."""
+        step = self._manager.best_step()
+        return self.latest_step() if step is None else step
+
+    def save(self, state: TrainState, spec: model_spec.ModelSpec, metrics: dict[str, float] | None = None) -> None:
+        """Starts to save a state; `metrics` of an evaluation of it make it a candidate for the best."""
+        step = int(state.step)
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            train=ocp.args.StandardSave({"opt_state": state.opt_state, "bad_step": state.bad_step}),
+            model=ocp.args.JsonSave(spec.to_json()),
+        )
+        if not self._manager.save(step, args=items, metrics=metrics):
+            raise RuntimeError(f"Orbax did not save step {step} in {self.directory}: it holds that step or a newer one")
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """The state at `step`, placed as `target` is (an abstract state with shardings will do).
+
+        Raises:
+          ValueError: the checkpoint is of another network.
+        """
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(target.params),
+            train=ocp.args.StandardRestore({"opt_state": target.opt_state, "bad_step": target.bad_step}),
+        )
+        restored = self._manager.restore(step, args=items)
+        number = jax.device_put(jax.numpy.int32(step), target.step.sharding)
+        return TrainState(number, restored["params"], restored["train"]["opt_state"], restored["train"]["bad_step"])
+
+    def spec(self, step: int) -> model_spec.ModelSpec:
+        """The network of the checkpoint at `step`."""
+        return model_spec.read(self.directory / str(step) / MODEL_JSON)
+
+    def wait(self) -> None:
+        """Returns when what was saved is on disk; raises what went wrong meanwhile."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self._manager.close()
+
+
+def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
+    """The directory with `params` and model.json that `path` means.
+
+    Args:
+      path: a run's workdir, one step of its checkpoints, or converted weights.
+      which: `best` or `latest`, for a workdir.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    path = pathlib.Path(path).expanduser().absolute()
+    if (path / MODEL_JSON).is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        checkpoints = Checkpoints(path, read_only=True)
+        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+        checkpoints.close()
+        if step is not None:
+            return path / "checkpoints" / str(step)
+    raise FileNotFoundError(
+        f"no checkpoint in {str(path)!r}: give the workdir of a run, a step in its checkpoints/, or converted weights"
+    )
+
+
+def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, model_spec.ModelSpec]:
+    """Parameters and spec of a directory that `find` returned, on the default device or placed by `sharding`."""
+    spec = model_spec.read(directory / MODEL_JSON)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = with_sharding(spec.abstract_params(), sharding)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(directory / "params", target), spec
+
+
+def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.ModelSpec) -> None:
+    """Writes a parameters-only checkpoint to a directory that does not exist yet."""
+    items = ocp.args.Composite(params=ocp.args.StandardSave(params), model=ocp.args.JsonSave(spec.to_json()))
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(), model=ocp.JsonCheckpointHandler(filename="model.json")
+    )
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(pathlib.Path(directory).absolute(), args=items)
+
+
+def with_sharding(tree: Any, sharding: Any) -> Any:
+    """The shapes of `tree` as jax.ShapeDtypeStruct placed by `sharding`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

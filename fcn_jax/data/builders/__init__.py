@@ -1,0 +1,1 @@
+"""One TFDS builder per dataset; fcn_jax.data.datasets names them."""

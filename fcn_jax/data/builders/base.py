@@ -1,0 +1,172 @@
+"""What every segmentation dataset shares: reading examples strictly and writing them to array_record by TFDS.
+
+A dataset is a subclass with its class names, its palette and `list_examples`. One builder prepares one split, so that
+a split whose files are absent never stands in the way of another.
+"""
+
+import abc
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from fcn_jax.data import images
+from fcn_jax.data.images import VOID
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image and its annotation before preparation; the paths are None where the dataset draws them itself."""
+
+    id: str
+    image: pathlib.Path | None = None
+    label: pathlib.Path | None = None
+
+
+def voc_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
+    """The PASCAL VOC colours (VOCdevkit's VOClabelcolormap): bits of the class id go to R, G, B in turn, high first."""
+
+    def colour(index: int) -> tuple[int, int, int]:
+        rgb = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                rgb[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        return rgb[0], rgb[1], rgb[2]
+
+    return tuple(colour(i) for i in range(num_classes))
+
+
+class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Prepares one split of one dataset.
+
+    Features: `image` (the encoded file as it is), `label` (PNG of class ids, 255 = void), `id`. The metadata holds, in
+    the order of the examples, `ids`, `sizes` [height, width] and `pixel_counts` (labelled pixels per class).
+
+    Args:
+      split: the name of the split.
+      raw_dir: the folder that holds the official files, in the official layout.
+      data_dir: the folder for prepared data.
+
+    Raises:
+      FileNotFoundError: a split list, or a file that it names, is missing.
+      ValueError: unknown or empty split; while preparing: an image that does not decode, a label of another size or
+        with an id that is neither a class nor 255.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    CLASS_NAMES: ClassVar[tuple[str, ...]]
+    PALETTE: ClassVar[tuple[tuple[int, int, int], ...]]
+
+    def __init__(self, *, split: str, raw_dir: str | pathlib.Path = "", **kwargs: Any):
+        self.split = split
+        self.examples = self.list_examples(split, pathlib.Path(raw_dir).expanduser())
+        if not self.examples:
+            raise ValueError(f"split {split!r} of {self.name} is empty: its list names no image")
+        config = tfds.core.BuilderConfig(name=f"{split}-{_fingerprint(self.examples)}")
+        super().__init__(config=config, file_format="array_record", **kwargs)
+
+    @classmethod
+    @abc.abstractmethod
+    def list_examples(cls, split: str, raw_dir: pathlib.Path) -> Sequence[Example]:
+        """The examples of `split`, in the order of its list; every file named is there."""
+
+    def load(self, example: Example) -> tuple[bytes, np.ndarray]:
+        """The encoded image and the label uint8 [H, W] of one example."""
+        assert example.image is not None
+        assert example.label is not None
+        return example.image.read_bytes(), self.read_label(example.label)
+
+    def read_label(self, path: pathlib.Path) -> np.ndarray:
+        """The label file at `path` as uint8 [H, W] of class ids, 255 = void."""
+        return images.decode_label(path.read_bytes(), str(path))
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                "id": tfds.features.Text(),
+            }
+        )
+        # Examples keep the order of their list: a slice 'train[:100]' is the first hundred of it.
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, disable_shuffling=True, metadata=tfds.core.MetadataDict()
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        return {self.split: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        ids, sizes, pixel_counts = [], [], []
+        # The bar shows after 3 s: small splits stay silent.
+        progress = tqdm(self.examples, f"preparing {self.name}/{self.split}", unit=" images", delay=3, mininterval=1)
+        for index, example in enumerate(progress):
+            image, label = self.load(example)
+            size = check_example(example.id, image, label, len(self.CLASS_NAMES))
+            ids.append(example.id)
+            sizes.append(size)
+            pixel_counts.append(np.bincount(label.ravel(), minlength=256)[: len(self.CLASS_NAMES)].tolist())
+            yield index, {"image": image, "label": images.encode_png(label), "id": example.id}
+        self.info.metadata.update(ids=ids, sizes=sizes, pixel_counts=pixel_counts)
+
+
+def check_example(name: str, image: bytes, label: np.ndarray, num_classes: int) -> list[int]:
+    """Raises ValueError for an example that cannot be trained on; otherwise its [height, width]."""
+    height, width, _ = images.decode_image(image, name).shape
+    if label.shape != (height, width):
+        raise ValueError(
+            f"{name!r}: image is {height}x{width} but label is {label.shape[0]}x{label.shape[1]} (height x width):"
+            " they must be equal"
+        )
+    wrong = label[(label >= num_classes) & (label != VOID)]
+    if wrong.size:
+        raise ValueError(
+            f"{name!r}: label {int(wrong[0])} at {wrong.size} pixels, but there are {num_classes} classes"
+            f" (0..{num_classes - 1}) and void {VOID}: correct the annotation or the class list"
+        )
+    return [height, width]
+
+
+def require_folder(raw_dir: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder `name` of `raw_dir`; FileNotFoundError if it is not there."""
+    if not (raw_dir / name).is_dir():
+        raise FileNotFoundError(
+            f"{str(raw_dir)!r} has no folder {name}: set config.data.raw_dir to the folder that holds it"
+        )
+    return raw_dir / name
+
+
+def read_list(path: pathlib.Path) -> list[str]:
+    """The non-empty lines of a split list."""
+    if not path.is_file():
+        raise FileNotFoundError(f"split list {str(path)!r} is missing: see config.data.raw_dir and the official layout")
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def check_files(examples: Sequence[Example]) -> Sequence[Example]:
+    """The same examples, or FileNotFoundError that counts and names what is missing."""
+    missing = [path for e in examples for path in (e.image, e.label) if path and not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {2 * len(examples)} files that the split list names are missing,"
+            f" first {str(missing[0])!r}: complete the folder config.data.raw_dir"
+        )
+    return examples
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    """Changes whenever a list or a file does, so that a fuller folder is prepared anew."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.id.encode())
+        for path in (example.image, example.label):
+            if path:
+                stat = path.stat()
+                digest.update(f" {path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:12]

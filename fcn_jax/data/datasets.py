@@ -1,0 +1,179 @@
+"""The datasets by name, and opening a split of one: prepared on first use, then read by random access."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from fcn_jax.data import downloads
+
+# One line per dataset: module:class, imported when it is asked for, since importing TFDS takes a second.
+BUILDERS = {
+    "shapes": "fcn_jax.data.builders.shapes:Shapes",
+    "camvid": "fcn_jax.data.builders.camvid:Camvid",
+    "voc_segmentation": "fcn_jax.data.builders.voc_segmentation:VocSegmentation",
+}
+
+
+class Source:
+    """The examples of a split by index: {'image': encoded bytes, 'label': bytes of a grey PNG, 'id': str}. Pickles."""
+
+    def __init__(self, records: Sequence[dict[str, bytes]]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):  # iteration ends by IndexError; the records raise ValueError
+            raise IndexError(f"example {index} of {len(self)}")
+        record = self._records[index]
+        return {"image": record["image"], "label": record["label"], "id": record["id"].decode()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """A split, or a slice of one, ready to be read. All that has N entries is in the order of `source`.
+
+    Attributes:
+      name: the dataset.
+      split: the specification that it was opened by, such as 'train[:50%]'.
+      class_names, palette: one name and one (R, G, B) per class.
+      source: the N examples.
+      ids: their ids.
+      sizes: int32 [N, 2], height and width.
+      pixel_counts: int64 [N, C], labelled pixels of each class.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    source: Source
+    ids: list[str]
+    sizes: np.ndarray
+    pixel_counts: np.ndarray
+
+
+def open_split(name: str, split: str, *, raw_dir: str = "", data_dir: str | pathlib.Path) -> Split:
+    """Opens a split, preparing it first where that has not been done for these very files.
+
+    Args:
+      name: a key of BUILDERS.
+      split: the name of a split or a slice of it in TFDS's notation: 'train', 'train[:50%]', 'val[10:20]'.
+      raw_dir: the folder with the official files; '' downloads them to `data_dir`/raw where they can be.
+      data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.0.0`.
+
+    Raises:
+      FileNotFoundError: a list or file is missing, or raw_dir is empty and there is no download.
+      ValueError: unknown name or split, a malformed or empty slice, or an example that cannot be trained on.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"dataset {name!r} is unknown: choose from {', '.join(BUILDERS)}")
+    match = re.fullmatch(r"(\w+)(\[[^\[\]]*\])?", split)
+    if not match:
+        raise ValueError(f"split {split!r} is neither a split nor a slice of one: write it as 'train' or 'train[:50%]'")
+    data_dir = pathlib.Path(data_dir).expanduser().absolute()
+    raw = pathlib.Path(raw_dir) if raw_dir else downloads.ensure_raw(name, match[1], data_dir / "raw")
+    module, _, attribute = BUILDERS[name].partition(":")
+    builder_class = getattr(importlib.import_module(module), attribute)
+    return _open(builder_class, _prepare(builder_class, match[1], raw, data_dir), name, split)
+
+
+def check_disjoint(train: Split, evaluation: Split) -> None:
+    """Raises ValueError if an image is in both splits (by id)."""
+    shared = sorted({*train.ids} & {*evaluation.ids})
+    if shared:
+        raise ValueError(
+            f"{len(shared)} images are in both {train.name}/{train.split} and {evaluation.name}/{evaluation.split},"
+            f" first {shared[0]!r}: choose another split"
+        )
+
+
+def median_frequency_weights(pixel_counts: np.ndarray) -> np.ndarray:
+    """Class weights median(f) / f_c, f_c = pixels of c / labelled pixels of the images in which c is present.
+
+    Eigen & Fergus 2015 (arXiv 1411.4734). Void pixels count nowhere. SegNet's published CamVid weights
+    cannot be had from the published annotations in this way: on CamVid train ten classes come within 20% of them
+    (within 11% with void as a twelfth class), sign is 3.85 instead of 9.64.
+
+    Args:
+      pixel_counts: integers [N, C], labelled pixels per image and class.
+
+    Returns:
+      float32 [C]; 0 for a class that never occurs, which has no part in the median either.
+    """
+    pixels = pixel_counts.sum(0)
+    beside = (pixel_counts.sum(1, keepdims=True) * (pixel_counts > 0)).sum(0)
+    occurs = pixels > 0
+    frequency = pixels[occurs] / beside[occurs]
+    weights = np.zeros(len(pixels), np.float32)
+    if frequency.size:
+        weights[occurs] = np.median(frequency) / frequency
+    return weights
+
+
+def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pathlib.Path) -> Any:
+    """The prepared base split, as TFDS's read-only builder: it needs neither the original files nor our class."""
+    import tensorflow_datasets as tfds
+
+    with _quiet():
+        builder = builder_class(split=split, raw_dir=raw_dir, data_dir=data_dir)
+        if not builder.data_path.exists():
+            with downloads.exclusive(data_dir):
+                builder.download_and_prepare()  # does nothing where another process was faster
+        return tfds.builder_from_directory(builder.data_path)
+
+
+def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
+    import tensorflow_datasets as tfds
+
+    num_examples = sum(info.num_examples for info in builder.info.splits.values())
+    try:
+        instruction = tfds.core.ReadInstruction.from_spec(split)
+        (absolute,) = instruction.to_absolute(builder.info.splits)
+    except (AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"split {split!r} of {name} is no slice of its {num_examples} images ({reason}):"
+            " write it as '[:50%]' or '[10:20]' and within them"
+        ) from None
+    begin, end = absolute.from_ or 0, num_examples if absolute.to is None else absolute.to
+    if begin >= end:
+        raise ValueError(f"split {split!r} of {name} is empty: choose a slice within its {num_examples} images")
+    # Bytes as they are: the pipeline decodes, and only the images that it draws.
+    decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+    metadata = builder.info.metadata
+    return Split(
+        name=name,
+        split=split,
+        class_names=builder_class.CLASS_NAMES,
+        palette=builder_class.PALETTE,
+        source=Source(builder.as_data_source(split=instruction, decoders=decoders)),
+        ids=list(metadata["ids"][begin:end]),
+        sizes=np.asarray(metadata["sizes"][begin:end], np.int32),
+        pixel_counts=np.asarray(metadata["pixel_counts"][begin:end], np.int64),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what TFDS warns of and prints; errors pass. The builders have their own progress bar, with an ETA."""
+    import tensorflow_datasets as tfds
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()

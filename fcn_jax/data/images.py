@@ -1,0 +1,43 @@
+"""Image files to arrays and back, strictly: one decoder for preparing, training and prediction."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+VOID = 255
+
+
+# What Pillow raises for files that it cannot read whole.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def decode_image(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
+    """An encoded image as uint8 RGB [H, W, 3]; ValueError with `name` if it is corrupt or truncated.
+
+    `upright` turns it as its EXIF orientation says, as viewers do; data sets are annotated as stored.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+    except _UNDECODABLE as error:
+        raise ValueError(f"image {name!r} cannot be decoded ({error}): replace or remove the file") from None
+
+
+def decode_label(data: bytes, name: str) -> np.ndarray:
+    """An encoded label as uint8 [H, W] of class ids: a palette PNG gives its indices, not its colours."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode, label = image.mode, np.asarray(image)
+    except _UNDECODABLE as error:
+        raise ValueError(f"label {name!r} cannot be decoded ({error}): replace or remove the file") from None
+    if mode not in ("P", "L"):
+        raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
+    return label
+
+
+def encode_png(label: np.ndarray) -> bytes:
+    """A label uint8 [H, W] as a grey PNG, the one form that every decoder reads as class ids."""
+    buffer = io.BytesIO()
+    Image.fromarray(label).save(buffer, "png")
+    return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""From a split to batches, by Grain.
+
+The global batch of step t depends on the seed and on t alone: examples are shuffled and augmented by their place in
+the global order, then batched, and only then divided among the processes.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from fcn_jax.data import images, transforms
+from fcn_jax.data.datasets import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How training examples are made; the defaults take whole images as they are."""
+
+    canvas: tuple[int, int]  # height, width of the batch; crops where crop is True
+    crop: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+    colour_jitter: float = 0.0
+
+
+class _Decode(grain.transforms.Map):
+    """The record of an example -> image uint8 [H, W, 3], label uint8 [H, W], id."""
+
+    def __init__(self, split: Split):
+        self._split = split
+
+    def map(self, index: int) -> dict[str, Any]:
+        record = self._split.source[int(index)]
+        name = f"{self._split.name}:{record['id']}"
+        return {
+            "image": images.decode_image(record["image"], name),
+            "label": images.decode_label(record["label"], name),
+            "id": np.array(record["id"]),
+        }
+
+
+class _Augment(grain.transforms.RandomMap):
+    def __init__(self, options: Augmentation):
+        self._options = options
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        image, label, options = element["image"], element["label"], self._options
+        if options.crop:
+            image, label = transforms.random_crop(image, label, rng, crop_size=options.canvas, scale=options.scale)
+        if options.flip and rng.random() < 0.5:
+            image, label = transforms.flip(image, label)
+        if options.colour_jitter:
+            image = transforms.jitter_colour(image, rng, options.colour_jitter)
+        return {**transforms.pad(image, label, options.canvas), "id": element["id"]}
+
+
+class _Draw(grain.transforms.RandomMap):
+    """Any index -> one drawn with replacement."""
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def random_map(self, element: int, rng: np.random.Generator) -> int:
+        return int(rng.integers(self._size))
+
+
+def train_dataset(
+    split: Split,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    batch_size: int,
+    accumulate: int = 1,
+    replacement: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Element t is this process's share of the batches of step t, of `accumulate` global batches of `batch_size`.
+
+    image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W], size int32 [A, B, 2], id [A, B], B = batch_size /
+    process_count. Endless: every epoch is shuffled anew.
+    """
+    indices = grain.MapDataset.range(len(split.ids)).seed(seed)
+    indices = indices.repeat(None).random_map(_Draw(len(split.ids))) if replacement else indices.shuffle().repeat(None)
+    batches = indices.map(_Decode(split)).random_map(_Augment(augmentation)).batch(batch_size // process_count)
+    return batches[process_index::process_count].batch(accumulate)
+
+
+def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator[dict[str, np.ndarray]]:
+    """Elements start, start + 1, ... of `dataset`, read ahead by threads."""
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    return iter(dataset[start:].to_iter_dataset(options))
+
+
+def eval_dataset(
+    split: Split, canvas: tuple[int, int], *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> grain.MapDataset:
+    """Every image of the split once, whole, in order; the last batch is filled up with empty images (size 1, all void).
+
+    Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), B =
+    batch_size / process_count; every process has the same number of them.
+    """
+    filled = -(-len(split.ids) // batch_size) * batch_size
+    decode = _Decode(split)
+    empty = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.full((1, 1), images.VOID, np.uint8)}
+
+    def example(index: int) -> dict[str, Any]:
+        element = decode.map(index) if index < len(split.ids) else {**empty, "id": np.array("")}
+        return {**transforms.pad(element["image"], element["label"], canvas), "id": element["id"]}
+
+    batches = grain.MapDataset.range(filled).map(example).batch(batch_size // process_count)
+    return batches[process_index::process_count]
+
+
+def largest_size(split: Split) -> tuple[int, int]:
+    """The height and the width that hold every image of the split."""
+    height, width = split.sizes.max(0).tolist()
+    return height, width

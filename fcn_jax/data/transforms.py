@@ -1,0 +1,63 @@
+"""Per-example transforms, NumPy in and out. Images are uint8 RGB [H, W, 3], labels uint8 [H, W] with 255 for void."""
+
+import numpy as np
+from PIL import Image
+
+from fcn_jax.data.images import VOID
+
+
+def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Image and label at the top left of a canvas (height, width), beyond them black and void; `size` int32 [2]."""
+    height, width = label.shape
+    below, beside = canvas[0] - height, canvas[1] - width
+    if below < 0 or beside < 0:
+        raise ValueError(f"an image of {height}x{width} does not fit a canvas of {canvas[0]}x{canvas[1]}")
+    return {
+        "image": np.pad(image, ((0, below), (0, beside), (0, 0))),
+        "label": np.pad(label, ((0, below), (0, beside)), constant_values=VOID),
+        "size": np.array([height, width], np.int32),
+    }
+
+
+def random_crop(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop_size: tuple[int, int],
+    scale: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resizes by a random factor, log-uniform in `scale`, and takes a random window of at most `crop_size`.
+
+    The window is cut before it is resized: bilinear for the image, nearest for the label. A resized image smaller than
+    the crop is taken whole.
+    """
+    factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
+    boxes = [_window(n, crop, factor, rng) for n, crop in zip(label.shape, crop_size, strict=True)]
+    (top, bottom, height), (left, right, width) = boxes
+    box = (left, top, right, bottom)
+    resized_image = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
+    resized_label = Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST, box)
+    return np.asarray(resized_image), np.asarray(resized_label)
+
+
+def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mirror image, left for right."""
+    return image[:, ::-1], label[:, ::-1]
+
+
+def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Brightness, contrast and saturation, each times a factor uniform in 1 -/+ `strength` (0..1), in this order."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    x = image.astype(np.float32) * brightness
+    x = x.mean() + (x - x.mean()) * contrast
+    grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
+    x = grey[..., None] + (x - grey[..., None]) * saturation
+    return np.clip(x + 0.5, 0, 255).astype(np.uint8)
+
+
+def _window(size: int, crop: int, factor: float, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Start and end of a random window along one side, and its length after resizing."""
+    source = min(size, max(1, round(crop / factor)))
+    start = int(rng.integers(0, size - source + 1))
+    return start, start + source, min(crop, max(1, round(source * factor)))

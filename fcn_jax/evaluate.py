@@ -1,0 +1,135 @@
+"""One pass over a split: one confusion matrix, every image once."""
+
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from fcn_jax import checkpoint, metrics, sharding, train_state, visualize
+from fcn_jax.data import datasets, pipeline
+from fcn_jax.models.spec import ModelSpec
+
+
+def make_eval_step(spec: ModelSpec, mesh: Mesh, dtype: str) -> Callable[..., Any]:
+    """train_state.eval_step for one network, jitted over the mesh; its counts come back whole on every device."""
+    step = functools.partial(train_state.eval_step, model=spec.build(dtype=dtype))
+    whole, split = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
+    outputs = {"confusion": whole, "loss": whole, "prediction": split}
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=outputs)
+
+
+def evaluate(
+    eval_step: Callable[..., Any],
+    params: Any,
+    split: datasets.Split,
+    mesh: Mesh,
+    *,
+    batch_size: int,
+    num_threads: int,
+    pictures: int = 0,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The results of `params` on a split, and panels of its first images.
+
+    Returns:
+      ({split, num_examples, loss (mean per labelled pixel), the four scores, per_class_iou {name: value},
+      confusion_matrix}, panels RGB [H', W', 3]).
+    """
+    dataset = pipeline.eval_dataset(
+        split,
+        pipeline.largest_size(split),
+        batch_size=batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    confusion = np.zeros((len(split.class_names),) * 2, np.int64)
+    loss = 0.0
+    panels: list[np.ndarray] = []
+    pending: list[tuple[jax.Array, jax.Array]] = []
+    batches = tqdm(pipeline.iterate(dataset, 0, num_threads), f"evaluating {split.split}", len(dataset), leave=False)
+    for batch in batches:
+        arrays = {key: batch[key] for key in ("image", "label", "size")}
+        results = eval_step(params, sharding.to_devices(arrays, mesh, 0))
+        if len(panels) < pictures:
+            prediction = np.concatenate([s.data for s in results["prediction"].addressable_shards])
+            panels += _panels(batch, prediction, split)[: pictures - len(panels)]
+        pending.append((results["confusion"], results["loss"]))
+        # Counts are fetched one batch late, so that the devices never wait for the host.
+        if len(pending) > 1:
+            confusion, loss = _add(confusion, loss, pending.pop(0))
+    for counts in pending:
+        confusion, loss = _add(confusion, loss, counts)
+    scores = metrics.scores(confusion)
+    results = {"split": split.split, "num_examples": len(split.ids), "loss": loss / max(int(confusion.sum()), 1)}
+    scores["per_class_iou"] = dict(zip(split.class_names, scores["per_class_iou"].tolist(), strict=True))
+    return {**results, **scores, "confusion_matrix": confusion.tolist()}, panels
+
+
+def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
+    """--mode=eval: a checkpoint of a run, or any checkpoint directory, on a split; writes its results."""
+    mesh = sharding.make_mesh()
+    sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
+    directory = checkpoint.find(workdir, which)
+    params, spec = checkpoint.load_params(directory, sharding.replicated(mesh))
+    data = datasets.open_split(config.data.name, split, raw_dir=config.data.raw_dir, data_dir=config.data.data_dir)
+    if tuple(data.class_names) != spec.class_names:
+        raise ValueError(
+            f"the checkpoint knows {len(spec.class_names)} classes ({', '.join(spec.class_names)}),"
+            f" but {config.data.name} has {len(data.class_names)} ({', '.join(data.class_names)}):"
+            " evaluate it on its own dataset"
+        )
+    results, panels = evaluate(
+        make_eval_step(spec, mesh, config.model.dtype),
+        params,
+        data,
+        mesh,
+        batch_size=config.eval.batch_size,
+        num_threads=config.data.num_threads,
+        pictures=config.eval.pictures,
+    )
+    results = {"step": int(directory.name) if directory.name.isdigit() else 0, **results}
+    write_results(workdir, results, data, panels)
+    return results
+
+
+def write_results(
+    workdir: pathlib.Path, results: dict[str, Any], split: datasets.Split, panels: list[np.ndarray]
+) -> None:
+    """Writes eval_<split>.json and pictures/<split>_<k>.png. NaN, the IU of an absent class, is null."""
+    name = re.sub(r"\W+", "_", split.split).strip("_")
+    readable = {key: _null_if_nan(value) for key, value in results.items()}
+    readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
+    path = workdir / f"eval_{name}.json"
+    partial = path.with_suffix(".json.part")
+    partial.write_text(json.dumps(readable, indent=2) + "\n")
+    partial.replace(path)
+    (workdir / "pictures").mkdir(exist_ok=True)
+    for index, picture in enumerate(panels):
+        Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
+
+
+def _add(confusion: np.ndarray, loss: float, counts: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, float]:
+    return confusion + np.asarray(counts[0]), loss + float(counts[1])
+
+
+def _panels(batch: dict[str, np.ndarray], prediction: np.ndarray, split: datasets.Split) -> list[np.ndarray]:
+    panels = []
+    for image, truth, guess, (height, width), name in zip(
+        batch["image"], batch["label"], prediction, batch["size"], batch["id"], strict=True
+    ):
+        if name:
+            part = np.s_[:height, :width]
+            panels.append(visualize.panel(image[part], truth[part], guess[part], split.class_names, split.palette))
+    return panels
+
+
+def _null_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,50 @@
+"""The per-pixel cross-entropy and how it is normalised.
+
+Every normalisation is a weight per pixel that depends on the labels alone, so the loss of a step is one weighted sum,
+whatever the number of devices and of accumulated batches.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+VOID = 255
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Cross-entropy float32 [..., H, W] in nats of logits [..., H, W, C] and label uint8 [..., H, W].
+
+    Zero where the label is void (no class in [0, C)), and no gradient from there.
+    """
+    valid = label < logits.shape[-1]
+    # The label is clamped first: 255 would index nothing, and NaN * 0 is NaN.
+    safe = jnp.where(valid, label, 0).astype(jnp.int32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), safe)
+    return jnp.where(valid, loss, 0.0)
+
+
+def pixel_weights(label: jax.Array, normalization: str, class_weights: jax.Array) -> jax.Array:
+    """What each pixel's cross-entropy counts in the loss of one step.
+
+    Args:
+      label: uint8 [A, B, H, W], all A accumulated batches of B images of the step; 255 and above C is void.
+      normalization: `sum`: every labelled pixel counts 1 / A (Caffe divides the gradient by iter_size; Shelhamer's
+        solvers use A = 1); `image`: the mean over the images of their means over labelled pixels; `pixel`: the mean
+        over all labelled pixels of the step. An image without labelled pixels counts nowhere.
+      class_weights: float32 [C], multiplies each pixel by its class's weight; the divisors stay counts of pixels.
+
+    Returns:
+      float32 [A, B, H, W], zero at void pixels.
+    """
+    num_classes = class_weights.shape[0]
+    valid = label < num_classes
+    weights = jnp.where(valid, class_weights[jnp.where(valid, label, 0).astype(jnp.int32)], 0.0)
+    if normalization == "sum":
+        return weights / label.shape[0]
+    labelled = valid.sum((-2, -1), dtype=jnp.int32)  # [A, B]
+    if normalization == "image":
+        images = jnp.maximum((labelled > 0).sum(), 1)
+        return weights / (jnp.maximum(labelled, 1) * images)[..., None, None].astype(jnp.float32)
+    if normalization == "pixel":
+        return weights / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
+    raise ValueError(f"loss normalization {normalization!r}: choose from sum, image, pixel")

@@ -1,0 +1,1 @@
+"""The networks: VGG16 encoder, score layers with skips, upsampling. No data, no training."""

@@ -1,0 +1,78 @@
+"""Bilinear upsampling by transposed convolution, kernel 2s at stride s (PAMI section 4.3; Caffe's bilinear filler).
+
+Both forms give the full transposed convolution, (n + 1) * s from n. `fixed` is two small matrix products, one an axis.
+`learned` is a dense kernel computed as a 2x2 convolution to s * s * C channels followed by a pixel shuffle: the same
+sum, and many times faster than a dilated convolution on CPU (benchmarks/upsampling.py).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def bilinear_filter(size: int) -> np.ndarray:
+    """The 1-D interpolation filter float32 [size] of Caffe's `BilinearFiller`, for even and odd sizes."""
+    factor = (size + 1) // 2
+    centre = factor - 1 if size % 2 else factor - 0.5
+    return (1 - np.abs(np.arange(size) - centre) / factor).astype(np.float32)
+
+
+def bilinear_kernel(stride: int, channels: int) -> np.ndarray:
+    """The diagonal transposed-convolution kernel float32 [2s, 2s, C, C] in the scatter convention of `transposed`."""
+    kernel = np.zeros((2 * stride, 2 * stride, channels, channels), np.float32)
+    weights = bilinear_filter(2 * stride)
+    kernel[:, :, range(channels), range(channels)] = np.outer(weights, weights)[..., None]
+    return kernel
+
+
+def fixed_bilinear(x: jax.Array, stride: int) -> jax.Array:
+    """Transposed convolution [B, H, W, C] -> [B, (H + 1) s, (W + 1) s, C] with the diagonal bilinear kernel."""
+    rows, columns = (jnp.asarray(_interpolation_matrix(n, stride), x.dtype) for n in x.shape[1:3])
+    x = jnp.einsum("oh,bhwc->bowc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("pw,bowc->bopc", columns, x, precision=lax.Precision.HIGHEST)
+
+
+def transposed(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Transposed convolution [B, H, W, I] -> [B, (H + 1) s, (W + 1) s, O] with a kernel [2s, 2s, I, O].
+
+    out[s i + r] += x[i] kernel[r]: PyTorch's ConvTranspose2d weight (I, O, 2s, 2s) transposed to (2, 3, 0, 1).
+    """
+    stride = kernel.shape[0] // 2
+    inputs, outputs = kernel.shape[2:]
+    blocks = kernel.reshape(2, stride, 2, stride, inputs, outputs)[::-1, :, ::-1]
+    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, inputs, stride * stride * outputs).astype(x.dtype)
+    y = lax.conv_general_dilated(
+        x,
+        blocks,
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=lax.Precision.HIGHEST,
+    )
+    batch, height, width, _ = y.shape
+    y = y.reshape(batch, height, width, stride, stride, outputs).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(batch, height * stride, width * stride, outputs)
+
+
+class LearnedUpsample(nn.Module):
+    """A transposed convolution whose dense kernel starts bilinear; parameter `kernel` float32 [2s, 2s, C, C]."""
+
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def init(_: jax.Array) -> jax.Array:
+            return jnp.asarray(bilinear_kernel(self.stride, x.shape[-1]))
+
+        return transposed(x, self.param("kernel", init))
+
+
+def _interpolation_matrix(size: int, stride: int) -> np.ndarray:
+    """M [(n + 1) s, n] with M[s i + r, i] = filter[r]."""
+    matrix = np.zeros(((size + 1) * stride, size), np.float32)
+    weights = bilinear_filter(2 * stride)
+    for i in range(size):
+        matrix[stride * i : stride * (i + 2), i] = weights
+    return matrix

@@ -1,0 +1,80 @@
+"""Optimizers and schedules, with the groups that the released solvers use: kernels, biases and frozen layers."""
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+
+def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
+    """The learning rate at update 0 .. steps - 1 of a stage, after `warmup_steps` of linear rise from 0 (exclusive)."""
+    if warmup_steps >= steps and warmup_steps:
+        raise ValueError(f"optim.warmup_steps={warmup_steps} must be below the {steps} steps of the stage")
+    rest = steps - warmup_steps
+    if name == "constant":
+        main = optax.constant_schedule(learning_rate)
+    elif name == "poly":
+        main = optax.polynomial_schedule(learning_rate, 0.0, power=0.9, transition_steps=rest)
+    elif name == "cosine":
+        main = optax.cosine_decay_schedule(learning_rate, rest)
+    else:
+        raise ValueError(f"optim.schedule {name!r}: choose from constant, poly, cosine")
+    if not warmup_steps:
+        return main
+    # Update 0 already takes a step: 1 / (w + 1), 2 / (w + 1), ... of the full rate.
+    rise = optax.linear_schedule(learning_rate / (warmup_steps + 1), learning_rate, warmup_steps)
+    return optax.join_schedules([rise, main], [warmup_steps])
+
+
+def parameter_groups(params: Any, frozen: Sequence[str]) -> Any:
+    """The group of every parameter, in the structure of `params`: 'kernel', 'bias' or 'frozen'.
+
+    Raises:
+      ValueError: a glob of `frozen` matches no layer, or a parameter belongs to no group.
+    """
+    for glob in frozen:
+        if not fnmatch.filter(params, glob):
+            raise ValueError(f"optim.frozen has {glob!r}, which matches no layer: the layers are {', '.join(params)}")
+
+    def group(path: tuple[Any, ...], _: Any) -> str:
+        layer, name = (entry.key for entry in path)
+        if any(fnmatch.fnmatchcase(layer, glob) for glob in frozen):
+            return "frozen"
+        if name not in ("kernel", "bias"):
+            raise ValueError(
+                f"parameter {layer}/{name} belongs to no optimizer group: kernel, bias and frozen are known"
+            )
+        return name
+
+    return jax.tree_util.tree_map_with_path(group, params)
+
+
+def make_optimizer(
+    params: Any,
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    momentum: float,
+    weight_decay: float,
+    bias_multiplier: float,
+    clip_norm: float,
+    frozen: Sequence[str],
+) -> optax.GradientTransformation:
+    """SGD in Caffe's form (v = m v + lr (g + wd w), w -= v) or AdamW; biases have their own rate and no decay."""
+
+    def rule(multiplier: float, decay: float) -> optax.GradientTransformation:
+        def rate(step: Any) -> Any:
+            return multiplier * schedule(step)
+
+        if name == "sgd":
+            # The rate is inside the velocity, so that a change of rate acts as it does in Caffe.
+            return optax.chain(
+                optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate), optax.trace(decay=momentum)
+            )
+        return optax.adamw(rate, b1=momentum, weight_decay=decay)
+
+    groups = {"kernel": rule(1.0, weight_decay), "bias": rule(bias_multiplier, 0.0), "frozen": optax.set_to_zero()}
+    update = optax.multi_transform(groups, parameter_groups(params, frozen))
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update

@@ -1,0 +1,88 @@
+"""A trained network as a function from images to masks, for notebooks and for fcn_jax.predict."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fcn_jax import checkpoint
+from fcn_jax.models.spec import ModelSpec
+
+# Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
+STEPS_PER_OCTAVE = 4
+
+
+class Predictor:
+    """Calls a network on images of any size; made by `load`.
+
+    Attributes:
+      spec: the network, its class names and palette.
+      params: its parameters.
+    """
+
+    def __init__(self, params: Any, spec: ModelSpec, *, dtype: str = "float32"):
+        self.params, self.spec = params, spec
+        model = spec.build(dtype=dtype)
+
+        def predict(params: Any, image: jax.Array, sizes: jax.Array) -> jax.Array:
+            logits: Any = model.apply({"params": params}, image, sizes)
+            return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+        self._predict = jax.jit(predict)
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Any:
+        """Class ids of one image, of a batch, or of a list of images of different sizes.
+
+        Args:
+          images: uint8 RGB [H, W, 3], or [B, H, W, 3], or a sequence of [H, W, 3].
+
+        Returns:
+          uint8 [H, W], or [B, H, W], or a list of [H, W], as the images were given.
+
+        Raises:
+          ValueError: not uint8 RGB.
+        """
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            return self._batch([images])[0]
+        masks = self._batch(list(images))
+        return np.stack(masks) if isinstance(images, np.ndarray) and masks else masks
+
+    def _batch(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise ValueError(
+                    f"an image is {image.dtype} {list(image.shape)}: give uint8 RGB [height, width, 3], values 0..255"
+                )
+        if not images:
+            return []
+        sizes = np.array([image.shape[:2] for image in images], np.int32)
+        canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), 3), np.uint8)
+        for row, image in zip(canvas, images, strict=True):
+            row[: image.shape[0], : image.shape[1]] = image
+        masks = np.asarray(self._predict(self.params, canvas, sizes))
+        return [mask[:height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
+
+
+def load(path: str | pathlib.Path, *, which: str = "best", dtype: str = "float32") -> Predictor:
+    """The network of a run, of one step of its checkpoints, or of converted weights.
+
+    Args:
+      path: a run's workdir, a checkpoint directory, or converted weights.
+      which: `best` or `latest`, where `path` is a run.
+      dtype: what the encoder computes in, float32 or bfloat16.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: model.json is not one that this version reads.
+    """
+    params, spec = checkpoint.load_params(checkpoint.find(path, which))
+    return Predictor(params, spec, dtype=dtype)
+
+
+def _round_up(size: int) -> int:
+    """The next canvas side: a multiple of a quarter of the power of two below, at least of 32."""
+    step = max(32, 2 ** (size.bit_length() - 1) // STEPS_PER_OCTAVE)
+    return -(-size // step) * step

