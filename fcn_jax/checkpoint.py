@@ -24,7 +24,7 @@ def _metric(metrics: dict[str, float]) -> float:
 
 
 class Checkpoints:
-    """The checkpoints of one run; saving is asynchronous, `close` waits for it."""
+    """The checkpoints of one run; saving is asynchronous; leaving the context waits for it."""
 
     def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
@@ -84,8 +84,11 @@ class Checkpoints:
         """Returns when what was saved is on disk; raises what went wrong meanwhile."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Waits and lets go."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for what is being saved, also where an error or Ctrl-C ends the run."""
         self._manager.close()
 
 
@@ -103,9 +106,8 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
     if (path / MODEL_JSON).is_file():
         return path
     if (path / "checkpoints").is_dir():
-        checkpoints = Checkpoints(path, read_only=True)
-        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-        checkpoints.close()
+        with Checkpoints(path, read_only=True) as checkpoints:
+            step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
         if step is not None:
             return path / "checkpoints" / str(step)
     raise FileNotFoundError(

@@ -150,11 +150,6 @@ def stages(config: ConfigDict) -> list[Stage]:
     return result
 
 
-def stage_of(config: ConfigDict, step: int) -> Stage:
-    """The stage that made the state at `step` (step 0 belongs to the first)."""
-    return next(s for s in stages(config) if step <= s.end)
-
-
 def validate(config: ConfigDict) -> None:
     """Raises ValueError with key, value and remedy for the first value that cannot be."""
     lengths = {key: len(config[key]) for key in ("network", "steps", "learning_rate")}
@@ -173,6 +168,11 @@ def validate(config: ConfigDict) -> None:
         if (low is not None and flat[key] < low) or (high is not None and flat[key] > high):
             limit = f">= {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"config.{key}={flat[key]!r}: it must be {limit}")
+    if config.optim.warmup_steps and config.optim.warmup_steps >= min(config.steps):
+        raise ValueError(
+            f"config.optim.warmup_steps={config.optim.warmup_steps}: each stage warms up, so it must be below the"
+            f" {min(config.steps)} steps of the shortest"
+        )
     crop, scale = config.data.crop_size, config.data.scale
     if len(crop) not in (0, 2) or any(not isinstance(n, int) or n < 1 for n in crop):
         raise ValueError(f"config.data.crop_size={crop!r}: give (height, width) in pixels, or () for whole images")

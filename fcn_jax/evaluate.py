@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from fcn_jax import checkpoint, metrics, sharding, train_state, visualize
+from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
 
@@ -54,8 +55,8 @@ def evaluate(
     loss = 0.0
     panels: list[np.ndarray] = []
     pending: list[tuple[jax.Array, jax.Array]] = []
-    batches = tqdm(pipeline.iterate(dataset, 0, num_threads), f"evaluating {split.split}", len(dataset), leave=False)
-    for batch in batches:
+    batches = pipeline.iterate(dataset, 0, num_threads)
+    for batch in tqdm(batches, f"evaluating {split.split}", len(dataset), leave=False, disable=None):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
         results = eval_step(params, sharding.to_devices(arrays, mesh, 0))
         if len(panels) < pictures:
@@ -75,6 +76,7 @@ def evaluate(
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
     """--mode=eval: a checkpoint of a run, or any checkpoint directory, on a split; writes its results."""
+    config_lib.validate(config)
     mesh = sharding.make_mesh()
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
     directory = checkpoint.find(workdir, which)

@@ -8,9 +8,9 @@ import numpy as np
 
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
-    """Counts int32 [C, C] of pixels, rows the truth, columns the prediction; labels outside [0, C) do not count.
+    """Counts int32 [C, C] of pixels, rows the truth, columns the prediction, both uint8.
 
-    int32 holds one batch; sums over a set belong in int64 on the host.
+    A label >= C is void and does not count. int32 holds one batch; sums over a set belong in int64 on the host.
     """
     label, prediction = label.ravel().astype(jnp.int32), prediction.ravel().astype(jnp.int32)
     # Void goes to a bin of its own beyond the matrix.

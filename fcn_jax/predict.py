@@ -9,8 +9,7 @@ from absl import app, flags
 from PIL import Image
 from tqdm import tqdm
 
-from fcn_jax import main as main_lib
-from fcn_jax import visualize
+from fcn_jax import cli, visualize
 from fcn_jax.data.images import decode_image
 from fcn_jax.predictor import Predictor, load
 
@@ -97,4 +96,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main_lib.guarded(main))
+    app.run(cli.guarded(main))

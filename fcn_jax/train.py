@@ -70,9 +70,21 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         for split in (config.data.train_split, config.data.eval_split)
     )
     datasets.check_disjoint(train_split, eval_split)
-    _claim_workdir(config, workdir)
-    checkpoints = checkpoint.Checkpoints(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        _run_stages(config, workdir, mesh, train_split, eval_split, checkpoints)
+
+
+def _run_stages(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    train_split: datasets.Split,
+    eval_split: datasets.Split,
+    checkpoints: checkpoint.Checkpoints,
+) -> None:
     step = checkpoints.latest_step() or 0
+    _claim_workdir(config, workdir, resumes=step > 0)
     stages = config_lib.stages(config)
     if step >= stages[-1].end:
         log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, step, stages[-1].end)
@@ -85,7 +97,6 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         for stage in stages:
             if step < stage.end:
                 state = _train_stage(run, stage, state)
-    checkpoints.close()
     log.info("done: step %d; best at step %s", stages[-1].end, checkpoints.best_step())
 
 
@@ -197,12 +208,9 @@ def _initial_params(run: Run, stage: config_lib.Stage, previous: train_state.Tra
         return spec.abstract_params()
     fresh = jax.jit(spec.init)(jax.random.key(config.seed))
     if stage.start:
-        if previous is None:
-            old, _ = checkpoint.load_params(checkpoint.find(run.workdir, "latest"))
-        else:
-            old = jax.tree.map(np.asarray, previous.params)
+        old = previous.params if previous else checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
         # Layers that the network before did not have start as they are made: scores zero, upsampling bilinear.
-        return {layer: old.get(layer, fresh[layer]) for layer in fresh}
+        return jax.tree.map(np.asarray, {layer: old.get(layer, fresh[layer]) for layer in fresh})
     arrays = (
         weights.read(config.init.weights, pathlib.Path(config.init.cache_dir).expanduser())
         if config.init.weights
@@ -344,16 +352,15 @@ def _check_same_network(found: ModelSpec, wanted: ModelSpec, workdir: pathlib.Pa
         )
 
 
-def _claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes config.json, or holds what is there against `config`."""
+def _claim_workdir(config: ConfigDict, workdir: pathlib.Path, *, resumes: bool) -> None:
+    """Writes config.json; where there are checkpoints already, holds the one that is there against `config`."""
     path = workdir / "config.json"
-    if path.exists():
+    if resumes and path.exists():
         changes = config_lib.changes(json.loads(path.read_text()), config)
         if changes:
             raise ValueError(
                 f"{workdir} holds a run with another config ({'; '.join(changes)}): use another --workdir, or delete it"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".json.part")
     partial.write_text(config_lib.to_json(config))
     partial.replace(path)

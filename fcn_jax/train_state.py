@@ -77,7 +77,7 @@ def train_step(
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
         (loss, grads), _ = jax.lax.scan(accumulate, zero, items)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
     new_state = TrainState(

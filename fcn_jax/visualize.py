@@ -64,5 +64,5 @@ def legend(names: Sequence[str], palette: Palette, width: int) -> np.ndarray:
 def save_mask(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
     """Writes class ids uint8 [H, W] as a palette PNG: the ids are the pixels' values, the colours are for the eye."""
     picture = Image.fromarray(label)
-    picture.putpalette(np.asarray(palette, np.uint8).ravel().tolist())
-    picture.save(path, "png")
+    picture.putpalette(colorize(np.arange(256, dtype=np.uint8), palette).ravel().tolist())
+    picture.save(path, "png", bits=8)  # fewer bits would cut ids beyond the palette, such as void

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 VOID = 255
 
@@ -21,7 +21,7 @@ def decode_image(data: bytes, name: str, *, upright: bool = False) -> np.ndarray
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
     except _UNDECODABLE as error:
-        raise ValueError(f"image {name!r} cannot be decoded ({error}): replace or remove the file") from None
+        raise ValueError(_undecodable("image", name, error)) from None
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
@@ -30,10 +30,15 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             mode, label = image.mode, np.asarray(image)
     except _UNDECODABLE as error:
-        raise ValueError(f"label {name!r} cannot be decoded ({error}): replace or remove the file") from None
+        raise ValueError(_undecodable("label", name, error)) from None
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label
+
+
+def _undecodable(kind: str, name: str, error: Exception) -> str:
+    reason = "not an image file" if isinstance(error, UnidentifiedImageError) else error
+    return f"{kind} {name!r} cannot be decoded ({reason}): replace or remove the file"
 
 
 def encode_png(label: np.ndarray) -> bytes:

@@ -85,8 +85,10 @@ def train_dataset(
     """
     indices = grain.MapDataset.range(len(split.ids)).seed(seed)
     indices = indices.repeat(None).random_map(_Draw(len(split.ids))) if replacement else indices.shuffle().repeat(None)
-    batches = indices.map(_Decode(split)).random_map(_Augment(augmentation)).batch(batch_size // process_count)
-    return batches[process_index::process_count].batch(accumulate)
+    examples = indices.map(_Decode(split)).random_map(_Augment(augmentation))
+    # Nothing is dropped from an endless stream; without drop_remainder Grain overflows on batches of one.
+    batches = examples.batch(batch_size // process_count, drop_remainder=True)
+    return batches[process_index::process_count].batch(accumulate, drop_remainder=True)
 
 
 def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator[dict[str, np.ndarray]]:

@@ -92,7 +92,7 @@ class FCN(nn.Module):
         score = self._score(f"score_{skip}", feature)
         up = self._upsample(SKIP_UPSCORE[skip], m, 2)
         if self.geometry == "caffe":
-            return Map(up.x + _crop(score.x, SKIP_OFFSET[skip], up.x.shape[1:3]), up.extent).masked()
+            return Map(up.x + _crop(score.x, SKIP_OFFSET[skip], up.x.shape[1:3]), up.extent)
         return Map(_crop(up.x, 0, score.x.shape[1:3]) + score.x, score.extent).masked()
 
     def _upsample(self, name: str, m: Map, stride: int) -> Map:

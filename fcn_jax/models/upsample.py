@@ -13,7 +13,7 @@ from jax import lax
 
 
 def bilinear_filter(size: int) -> np.ndarray:
-    """The 1-D interpolation filter float32 [size] of Caffe's `BilinearFiller`, for even and odd sizes."""
+    """The 1-D interpolation filter float32 [size] of the release's surgery.py, for even and odd sizes."""
     factor = (size + 1) // 2
     centre = factor - 1 if size % 2 else factor - 0.5
     return (1 - np.abs(np.arange(size) - centre) / factor).astype(np.float32)

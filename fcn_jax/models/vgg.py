@@ -32,8 +32,8 @@ class Map(NamedTuple):
         """The same map with zeros outside each image's extent."""
         if self.extent is None:
             return self
-        rows = jnp.arange(self.x.shape[1])[None] < self.extent[:, :1]
-        columns = jnp.arange(self.x.shape[2])[None] < self.extent[:, 1:]
+        rows, columns = (jnp.arange(n, dtype=self.extent.dtype)[None] for n in self.x.shape[1:3])
+        rows, columns = rows < self.extent[:, :1], columns < self.extent[:, 1:]
         inside = rows[:, :, None, None] & columns[:, None, :, None]
         return Map(jnp.where(inside, self.x, jnp.zeros((), self.x.dtype)), self.extent)
 
@@ -45,7 +45,7 @@ def preprocess(image: jax.Array, dtype: Any) -> jax.Array:
 
 def at_least_float32(dtype: Any) -> Any:
     """What scores and the subtraction of the mean are computed in."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def conv(x: jax.Array, name: str, features: int, size: int, padding: int, dtype: Any, zero: bool = False) -> jax.Array:

@@ -1,0 +1,78 @@
+"""Every file in configs/ starts, saves, resumes and is evaluated, at a tiny size."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+from layouts import make_label, voc_list, write_camvid, write_sbd, write_voc
+from test_train import losses, stopping
+
+from fcn_jax import checkpoint, evaluate, train
+from fcn_jax import config as config_lib
+from fcn_jax.data.builders import voc_segmentation
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))] + [("fcn8s", "demo")]
+
+
+def load(name, variant):
+    """get_config of a file in configs/."""
+    spec = importlib.util.spec_from_file_location(f"configs_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*filter(None, [variant])), module.__doc__
+
+
+@pytest.fixture(scope="session")
+def raw_dir(tmp_path_factory):
+    """All official layouts, tiny; seg11valid with its 736 ids."""
+    root = tmp_path_factory.mktemp("raw")
+    valid = voc_segmentation.seg11valid_ids()
+    train_ids = [f"t{k}" for k in range(4)]
+    write_voc(root, {i: make_label(k) for k, i in enumerate([*train_ids, *valid])})
+    voc_list(root, "train", train_ids)
+    voc_list(root, "val", valid)
+    sbd_ids = [f"s{k}" for k in range(4)]
+    write_sbd(root, {i: make_label(k) for k, i in enumerate(sbd_ids)}, sbd_ids, [])
+    write_camvid(root, "train", train_ids)
+    write_camvid(root, "val", ["v0", "v1"])
+    return str(root)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_config_runs_stops_resumes_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, monkeypatch):
+    c, _ = load(name, variant)
+    stages = len(c.network)
+    last = 2 * stages
+    c.steps = (2,) * stages
+    c.model.width, c.model.fc_width = 2, 4
+    c.init.weights, c.init.random = "", ("conv*", "fc*")
+    c.data.raw_dir, c.data.data_dir = raw_dir, data_dir
+    c.data.batch_size = c.eval.batch_size = 4
+    c.data.eval_split += "[:2]"
+    c.optim.warmup_steps = min(c.optim.warmup_steps, 1)
+    c.log.every = c.log.checkpoint_every = 1
+    if c.data.name == "shapes":
+        c.data.train_split, c.data.eval_split = "tiny[:4]", "tiny[4:]"
+    stopping(monkeypatch, last - 1)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(c, tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.Checkpoints(tmp_path, read_only=True).latest_step() == last - 1
+    train.train_and_evaluate(c, tmp_path)
+    assert sorted(losses(tmp_path)) == list(range(1, last + 1))
+    results = evaluate.evaluate_checkpoint(c, tmp_path, split=c.data.eval_split, which="latest")
+    assert results["step"] == last
+    assert sum(map(sum, results["confusion_matrix"])) > 0
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_config_is_valid_and_documented(name, variant):
+    c, doc = load(name, variant)
+    config_lib.validate(c)
+    assert c.name == (f"{name}_{variant}" if variant else name), "the name is the default workdir"
+    assert f"--config=configs/{name}.py" in doc
+    json.loads(config_lib.to_json(c))

@@ -1,0 +1,188 @@
+"""The loss: the cross-entropy of a pixel against plain NumPy, and every normalisation by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from fcn_jax import losses
+
+ONES = jnp.ones(3, jnp.float32)
+cross_entropy = jax.jit(losses.cross_entropy)
+pixel_weights = jax.jit(losses.pixel_weights, static_argnums=1)
+
+
+@jax.jit
+def gradient_of_sum(logits, label, weights):
+    return jax.grad(lambda x: jnp.sum(weights * losses.cross_entropy(x, label)))(logits)
+
+
+def random_labels(rng, shape, num_classes):
+    """uint8 labels, about a quarter of them void."""
+    label = rng.integers(0, num_classes, shape).astype(np.uint8)
+    label[rng.random(shape) < 0.25] = 255
+    return label
+
+
+def step_loss(logits, label, normalization, class_weights):
+    """The loss of one step as the sum that train_step makes."""
+    weights = pixel_weights(label, normalization, class_weights)
+    return float(np.vdot(weights, cross_entropy(logits, label)))
+
+
+def test_cross_entropy_by_hand():
+    # Scores 0 and log 3 are the probabilities 1/4 and 3/4.
+    logits = jnp.array([[[0.0, np.log(3.0)], [0.0, np.log(3.0)], [0.0, np.log(3.0)]]])
+    loss = cross_entropy(logits, jnp.array([[0, 1, 255]], jnp.uint8))
+    np.testing.assert_allclose(loss, [[np.log(4), np.log(4 / 3), 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("shape", "num_classes"), [((5, 7), 2), ((2, 3, 4), 21), ((1, 2, 6, 1), 60)])
+def test_cross_entropy_equals_the_reference(shape, num_classes):
+    rng = np.random.default_rng(num_classes)
+    logits = rng.normal(0, 4, (*shape, num_classes)).astype(np.float32)
+    label = random_labels(rng, shape, num_classes)
+    loss = cross_entropy(logits, label)
+    assert loss.shape == shape
+    np.testing.assert_allclose(loss, reference.cross_entropy(logits, label), rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_is_computed_in_float32():
+    logits = np.random.default_rng(0).normal(0, 4, (8, 8, 5)).astype(jnp.bfloat16)
+    label = random_labels(np.random.default_rng(1), (8, 8), 5)
+    loss = cross_entropy(logits, label)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, reference.cross_entropy(logits, label), rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_of_cross_entropy_is_softmax_minus_truth_and_zero_at_void():
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 3, (6, 5, 4)).astype(np.float32)
+    label = random_labels(rng, (6, 5), 4)
+    assert 0 < (label == 255).sum() < label.size
+    gradient = gradient_of_sum(logits, label, np.ones(label.shape, np.float32))
+    exponentials = np.exp(logits.astype(np.float64))
+    expected = exponentials / exponentials.sum(-1, keepdims=True) - np.eye(256)[label][..., :4]
+    expected[label == 255] = 0
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    np.testing.assert_array_equal(np.asarray(gradient)[label == 255], 0)
+
+
+def test_cross_entropy_of_extreme_scores_is_finite():
+    logits = jnp.array([[1e4, -1e4], [1e4, -1e4], [1e4, -1e4]])
+    label = jnp.array([0, 1, 255], jnp.uint8)
+    np.testing.assert_array_equal(cross_entropy(logits, label), [0, 2e4, 0])
+    gradient = gradient_of_sum(logits, label, np.ones(3, np.float32))
+    np.testing.assert_array_equal(gradient, [[0, 0], [1, -1], [0, 0]])
+
+
+@pytest.mark.parametrize("beyond", [3, 4, 200, 254])
+def test_a_label_beyond_the_classes_is_void(beyond):
+    logits = np.random.default_rng(3).normal(size=(1, 2, 1, 2, 3)).astype(np.float32)
+    label = np.array([0, 1, 2, beyond], np.uint8).reshape(1, 2, 1, 2)
+    void = np.where(label == beyond, 255, label).astype(np.uint8)
+    loss = cross_entropy(logits, label)
+    assert float(loss[0, 1, 0, 1]) == 0
+    np.testing.assert_array_equal(loss, cross_entropy(logits, void))
+    for normalization in ("sum", "image", "pixel"):
+        weights = pixel_weights(label, normalization, ONES)
+        np.testing.assert_array_equal(weights, pixel_weights(void, normalization, ONES))
+        assert float(weights[0, 1, 0, 1]) == 0
+
+
+# Two images of four pixels: two labelled pixels in the first, one in the second; the classes weigh 1, 2 and 4.
+TWO_IMAGES = [[[0, 1, 255, 255]], [[2, 255, 255, 255]]]
+BY_HAND = {
+    "sum": [[1, 2, 0, 0], [4, 0, 0, 0]],
+    "image": [[1 / 4, 2 / 4, 0, 0], [4 / 2, 0, 0, 0]],
+    "pixel": [[1 / 3, 2 / 3, 0, 0], [4 / 3, 0, 0, 0]],
+}
+
+
+@pytest.mark.parametrize(
+    ("normalization", "accumulated", "expected"),
+    [
+        ("sum", 1, BY_HAND["sum"]),
+        ("sum", 2, [[0.5, 1, 0, 0], [2, 0, 0, 0]]),  # divided by A, as Caffe divides by iter_size
+        ("image", 1, BY_HAND["image"]),
+        ("image", 2, BY_HAND["image"]),
+        ("pixel", 1, BY_HAND["pixel"]),
+        ("pixel", 2, BY_HAND["pixel"]),
+    ],
+)
+def test_pixel_weights_by_hand(normalization, accumulated, expected):
+    label = jnp.asarray(np.array(TWO_IMAGES, np.uint8).reshape(accumulated, 2 // accumulated, 1, 4))
+    weights = pixel_weights(label, normalization, jnp.array([1.0, 2.0, 4.0]))
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights, np.reshape(expected, label.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("normalization", "expected"), [("sum", 1.0), ("image", 1 / 2), ("pixel", 1 / 2)])
+def test_an_image_without_labels_counts_nowhere(normalization, expected):
+    label = jnp.array([[[[0, 1]], [[255, 255]], [[255, 255]]]], jnp.uint8)
+    weights = pixel_weights(label, normalization, ONES)
+    np.testing.assert_allclose(weights, [[[[expected, expected]], [[0, 0]], [[0, 0]]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["sum", "image", "pixel"])
+def test_a_step_without_any_label_has_loss_and_gradient_zero(normalization):
+    label = jnp.full((2, 2, 3, 3), 255, jnp.uint8)
+    weights = pixel_weights(label, normalization, ONES)
+    np.testing.assert_array_equal(weights, np.zeros(label.shape))
+    logits = np.random.default_rng(4).normal(size=(2, 2, 3, 3, 3)).astype(np.float32)
+    assert step_loss(logits, label, normalization, ONES) == 0
+    np.testing.assert_array_equal(gradient_of_sum(logits, label, weights), np.zeros(logits.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 5, 3, 2), (3, 2, 4, 6)])
+@pytest.mark.parametrize("num_classes", [1, 7])
+def test_pixel_weights_of_random_steps(shape, num_classes):
+    ones = np.ones(num_classes, np.float32)
+    for seed in range(10):
+        label = random_labels(np.random.default_rng(seed), shape, num_classes)
+        label[0, 0, 0, 0] = 0  # at least one
+        valid = label != 255
+        images = valid.any((2, 3))
+        weights = {n: np.asarray(pixel_weights(label, n, ones)) for n in ("sum", "image", "pixel")}
+        for array in weights.values():
+            np.testing.assert_array_equal(array > 0, valid)
+        np.testing.assert_allclose(weights["sum"].sum(), valid.sum() / shape[0], rtol=1e-5)
+        np.testing.assert_allclose(weights["image"].sum((2, 3)), images / images.sum(), rtol=1e-5)
+        np.testing.assert_allclose(weights["pixel"][valid], 1 / valid.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["sum", "image", "pixel"])
+def test_the_loss_of_a_step_is_what_its_definition_says(normalization):
+    rng = np.random.default_rng(6)
+    logits = rng.normal(0, 2, (2, 3, 4, 5, 3)).astype(np.float32)
+    label = random_labels(rng, (2, 3, 4, 5), 3)
+    label[1, 2] = 255
+    class_weights = np.array([0.5, 1, 3])
+    by_hand = reference.cross_entropy(logits, label) * np.append(class_weights, np.zeros(253))[label]
+    valid = label != 255
+    labelled = valid.any((2, 3))  # [A, B]
+    expected = {
+        "sum": by_hand.sum() / 2,
+        "image": np.mean([pixels[v].mean() for pixels, v in zip(by_hand[labelled], valid[labelled], strict=True)]),
+        "pixel": by_hand[valid].mean(),
+    }[normalization]
+    found = step_loss(logits, label, normalization, jnp.asarray(class_weights.astype(np.float32)))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("normalization", "ratio"), [("sum", 2), ("image", 1), ("pixel", 1)])
+def test_the_loss_of_a_step_and_how_its_images_are_accumulated(normalization, ratio):
+    rng = np.random.default_rng(7)
+    logits = rng.normal(0, 2, (1, 4, 6, 5, 3)).astype(np.float32)
+    label = random_labels(rng, (1, 4, 6, 5), 3)
+    label[0, 1, :5] = 255  # images of unequal weight
+    class_weights = jnp.array([1.0, 0.3, 2.0])
+    at_once = step_loss(logits, label, normalization, class_weights)
+    accumulated = step_loss(logits.reshape(2, 2, 6, 5, 3), label.reshape(2, 2, 6, 5), normalization, class_weights)
+    assert at_once == pytest.approx(ratio * accumulated, rel=1e-6)
+
+
+def test_an_unknown_normalization_names_the_choices():
+    with pytest.raises(ValueError, match=r"'mean'.*sum, image, pixel"):
+        pixel_weights(jnp.zeros((1, 1, 1, 1), jnp.uint8), "mean", ONES)

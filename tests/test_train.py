@@ -1,0 +1,302 @@
+"""Whole runs in this process, tiny: stages, resuming, results, and what a run refuses."""
+
+import json
+import logging
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import fcn_jax
+from fcn_jax import checkpoint, evaluate, train
+from fcn_jax import config as config_lib
+from fcn_jax.data import pipeline
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def tiny_config(data_dir, **changes):
+    """A staged run of 4 + 4 steps on the eight images of shapes/tiny; 4 devices, so batches of 4."""
+    c = config_lib.default()
+    c.name = "tiny"
+    c.network = ("fcn32s", "fcn8s")
+    c.steps = (4, 4)
+    c.learning_rate = (1e-3, 1e-4)
+    c.model.width, c.model.fc_width = 2, 4
+    c.model.upsampling = "learned"
+    c.init.random = ("conv*", "fc*")
+    c.data.name, c.data.train_split, c.data.eval_split = "shapes", "tiny[:6]", "tiny[6:]"
+    c.data.data_dir = data_dir
+    c.data.batch_size, c.data.crop_size, c.data.flip, c.data.scale = 4, (64, 64), True, (0.8, 1.2)
+    c.eval.batch_size, c.eval.every, c.eval.pictures = 4, 2, 1
+    c.log.every, c.log.checkpoint_every = 1, 1
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def curves(workdir):
+    return [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    return {row["step"]: row["loss"] for row in curves(workdir) if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory, standard_promotion):
+    """The workdir of a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    train.train_and_evaluate(tiny_config(data_dir), workdir)
+    return workdir
+
+
+def params_at(workdir, which="latest"):
+    params, _ = checkpoint.load_params(checkpoint.find(workdir, which))
+    return jax.tree.map(np.asarray, params)
+
+
+def test_a_run_leaves_its_results(finished):
+    assert json.loads((finished / "config.json").read_text())["steps"] == [4, 4]
+    results = json.loads((finished / "eval_tiny_6.json").read_text())
+    assert list(results) == [
+        "step",
+        "split",
+        "num_examples",
+        "loss",
+        "pixel_accuracy",
+        "mean_accuracy",
+        "mean_iou",
+        "frequency_weighted_iou",
+        "per_class_iou",
+        "confusion_matrix",
+    ]
+    assert (results["step"], results["split"], results["num_examples"]) == (8, "tiny[6:]", 2)
+    confusion = np.array(results["confusion_matrix"])
+    assert confusion.shape == (6, 6)
+    assert results["pixel_accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert list(results["per_class_iou"]) == ["background", "disc", "square", "triangle", "ring", "cross"]
+    absent = [i for i in range(6) if not confusion[i].any() and not confusion[:, i].any()]
+    assert absent
+    assert [i for i, v in enumerate(results["per_class_iou"].values()) if v is None] == absent
+    assert sorted(losses(finished)) == list(range(1, 9))
+    assert [row["step"] for row in curves(finished) if "eval/mean_iou" in row] == [2, 4, 6, 8]
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert np.asarray(Image.open(finished / "pictures" / "tiny_6_0.png")).ndim == 3
+
+
+def test_every_labelled_pixel_is_counted_once(finished, data_dir):
+    from fcn_jax.data import datasets
+
+    split = datasets.open_split("shapes", "tiny[6:]", data_dir=data_dir)
+    confusion = np.array(json.loads((finished / "eval_tiny_6.json").read_text())["confusion_matrix"])
+    np.testing.assert_array_equal(confusion.sum(1), split.pixel_counts.sum(0))
+
+
+def test_latest_and_best_are_kept_each_with_its_network(finished):
+    checkpoints = checkpoint.Checkpoints(finished, read_only=True)
+    by_iou = {row["step"]: row["eval/mean_iou"] for row in curves(finished) if "eval/mean_iou" in row}
+    assert checkpoints.latest_step() == 8
+    assert by_iou[checkpoints.best_step()] == max(by_iou.values())
+    steps = {int(p.name) for p in (finished / "checkpoints").iterdir() if p.name.isdigit()}
+    assert steps == {8, checkpoints.best_step()}
+    assert checkpoints.spec(8).network == "fcn8s"
+    assert set(params_at(finished)) >= {"conv1_1", "fc7", "score_pool3", "upscore8"}
+    assert "upscore" not in params_at(finished)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, data_dir, caplog):
+    before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.is_file() and p.name != "config.json")
+    with caplog.at_level(logging.INFO, "fcn_jax"):
+        train.train_and_evaluate(tiny_config(data_dir), finished)
+    assert "is finished: step 8 of 8" in caplog.text
+    assert before == sorted(
+        (p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.is_file() and p.name != "config.json"
+    )
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_resuming_gives_the_run_that_was_never_stopped(finished, data_dir, tmp_path, monkeypatch, stop):
+    """Stopped inside the first stage, at the border, and inside the second: bit for bit the same."""
+    stopping(monkeypatch, stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+    assert max(losses(tmp_path)) == stop
+    monkeypatch.undo()
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path)
+    assert losses(tmp_path) == losses(finished)
+    jax.tree.map(np.testing.assert_array_equal, params_at(tmp_path), params_at(finished))
+
+
+def stopping(monkeypatch, step):
+    """Makes a run end as by Ctrl-C after the update `step`."""
+    iterate = pipeline.iterate
+
+    def interrupted(dataset, start, num_threads):
+        for number, batch in enumerate(iterate(dataset, start, num_threads), start + 1):
+            if number > step and batch["image"].ndim == 5:  # not the evaluation's batches
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(pipeline, "iterate", interrupted)
+
+
+def test_the_next_stage_starts_from_the_last(finished, data_dir, tmp_path, monkeypatch):
+    """Layers of the 32s are carried over; scores that the 8s adds start at zero, its upsampling bilinear."""
+    c = tiny_config(data_dir)
+    run = train.Run(c, finished, None, *2 * [split_of(data_dir)], checkpoint.Checkpoints(tmp_path), None)
+    spec32, spec8 = run.spec("fcn32s"), run.spec("fcn8s")
+    old = spec32.init(jax.random.key(5))
+    state = train.train_state.TrainState(None, old, None, None)
+    params = train._initial_params(run, config_lib.stages(c)[1], state)
+    assert set(params) == set(spec8.abstract_params())
+    np.testing.assert_array_equal(params["fc6"]["kernel"], old["fc6"]["kernel"])
+    assert not np.asarray(params["score_pool4"]["kernel"]).any()
+    np.testing.assert_allclose(
+        np.asarray(params["upscore2"]["kernel"])[:, 0, 0, 0], np.array([1, 3, 3, 1]) / 16, atol=1e-7
+    )
+
+
+def split_of(data_dir):
+    from fcn_jax.data import datasets
+
+    return datasets.open_split("shapes", "tiny", data_dir=data_dir)
+
+
+def test_a_workdir_of_another_config_is_refused(finished, data_dir):
+    with pytest.raises(ValueError, match=r"another config \(model.width: 2 -> 3; optim.momentum: 0.9 -> 0.5\)"):
+        train.train_and_evaluate(tiny_config(data_dir, **{"model.width": 3, "optim.momentum": 0.5}), finished)
+
+
+def test_how_often_things_are_written_may_change(finished, data_dir):
+    train.train_and_evaluate(tiny_config(data_dir, **{"log.every": 2, "eval.pictures": 0}), finished)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished, data_dir, tmp_path):
+    """config.json says one network, the checkpoint another: a folder put together by hand."""
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"is of another network \(width: 2 is not 3\)"):
+        train.train_and_evaluate(tiny_config(data_dir, **{"model.width": 3, "steps": (4, 8)}), tmp_path / "run")
+
+
+def test_evaluation_alone_agrees_with_training(finished, data_dir):
+    during = json.loads((finished / "eval_tiny_6.json").read_text())
+    c = tiny_config(data_dir)
+    results = evaluate.evaluate_checkpoint(c, finished, split="tiny[6:]", which="latest")
+    assert results["confusion_matrix"] == during["confusion_matrix"]
+    assert results["loss"] == pytest.approx(during["loss"], rel=1e-6)
+    for batch_size in (8, 12):
+        c.eval.batch_size = batch_size
+        again = evaluate.evaluate_checkpoint(c, finished, split="tiny[6:]", which="latest")
+        assert again["confusion_matrix"] == during["confusion_matrix"]
+
+
+def test_evaluation_on_other_classes_is_refused(finished, data_dir, tmp_path):
+    from layouts import write_camvid
+
+    write_camvid(tmp_path, "val", ["a"])
+    c = tiny_config(data_dir, **{"data.name": "camvid", "data.raw_dir": str(tmp_path)})
+    with pytest.raises(ValueError, match=r"knows 6 classes .* but camvid has 11 .*: evaluate it on its own dataset"):
+        evaluate.evaluate_checkpoint(c, finished, split="val", which="best")
+
+
+def test_prediction_agrees_with_evaluation(finished, data_dir):
+    """load(): images of their own sizes, one by one and as a list, give the confusion matrix of the evaluation."""
+    from reference import confusion_matrix
+
+    split = split_of(data_dir)
+    predict = fcn_jax.load(finished, which="latest")
+    examples = [pipeline._Decode(split).map(i) for i in (6, 7)]
+    masks = predict([e["image"] for e in examples])
+    counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True))
+    assert counts.tolist() == json.loads((finished / "eval_tiny_6.json").read_text())["confusion_matrix"]
+    for e, mask in zip(examples, masks, strict=True):
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(predict(e["image"]), mask)
+    with pytest.raises(ValueError, match=r"an image is float64 \[5, 5\]: give uint8 RGB"):
+        predict([np.zeros((5, 5))])
+
+
+def test_find_says_what_it_wants(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: give the workdir of a run"):
+        checkpoint.find(tmp_path)
+
+
+def test_a_non_finite_loss_names_step_and_images_and_saves_nothing_of_it(data_dir, tmp_path):
+    c = tiny_config(data_dir, network=("fcn8s",), steps=(6,), learning_rate=(1e30,))
+    c.log.every = c.log.checkpoint_every = 3
+    c.eval.every = 0
+    with pytest.raises(
+        FloatingPointError, match=r"not finite at step [23], images tiny_000\d(, tiny_000\d){3}; the last"
+    ):
+        train.train_and_evaluate(c, tmp_path)
+    assert checkpoint.Checkpoints(tmp_path, read_only=True).latest_step() is None
+
+
+def test_overlapping_splits_are_refused(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="2 images are in both"):
+        train.train_and_evaluate(tiny_config(data_dir, **{"data.train_split": "tiny"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("key", "value", "remedy"), [("data", 6, "use 4 or 8"), ("eval", 3, "use 4")])
+def test_batch_not_divisible_by_the_devices(data_dir, tmp_path, key, value, remedy):
+    with pytest.raises(
+        ValueError, match=f"config.{key}.batch_size={value} is not divisible by the 4 devices: {remedy}"
+    ):
+        train.train_and_evaluate(tiny_config(data_dir, **{f"{key}.batch_size": value}), tmp_path)
+
+
+class Analysis:
+    argument_size_in_bytes, output_size_in_bytes, temp_size_in_bytes, alias_size_in_bytes = 300, 200, 1000, 200
+
+
+@pytest.mark.parametrize(
+    ("available", "message"),
+    [
+        # 1300 needed; 200 of state and gradients stay; (available - 200) / 1100 of the batch of 16 fits, in fours.
+        (1200, r"needs 0.00 GB per device, .*: data.batch_size=12 should fit"),
+        (500, "data.batch_size=4 should fit"),
+        (300, "no batch fits: lower data.crop_size"),
+    ],
+)
+def test_out_of_memory_says_what_would_fit(available, message):
+    from fcn_jax import sharding
+
+    params = np.zeros(25, np.float32)
+    state = train.train_state.TrainState(None, params, None, None)
+    mesh = sharding.make_mesh()
+    with pytest.raises(ValueError, match=message):
+        train.check_memory(Analysis, state, 16, mesh, available)
+    assert train.check_memory(Analysis, state, 16, mesh, 1300) == 1300
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("meadian", "choose none, median_frequency"),
+        ("1,2", "has 2 numbers, .* needs 6"),
+        ("1,1,1,1,1,-1", "none below 0"),
+    ],
+)
+def test_bad_class_weights(data_dir, choice, message):
+    with pytest.raises(ValueError, match=message):
+        train.class_weights(choice, split_of(data_dir))
+
+
+def test_class_weights(data_dir):
+    split = split_of(data_dir)
+    balanced = train.class_weights("median_frequency", split)
+    np.testing.assert_allclose(train.class_weights("sqrt_median_frequency", split), np.sqrt(balanced))
+    np.testing.assert_array_equal(train.class_weights("1,0.5,2,1,1,0", split), np.float32([1, 0.5, 2, 1, 1, 0]))
+    np.testing.assert_array_equal(train.class_weights("none", split), np.ones(6, np.float32))
+    assert balanced[0] < balanced[1:].max()
+
+
+def test_panels_are_written_of_the_first_images(finished):
+    pictures = pathlib.Path(finished / "pictures").glob("*.png")
+    assert sorted(p.name for p in pictures) == ["tiny_6_0.png"]
