@@ -4,12 +4,13 @@ Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}.
 `model/model.json` alone is a parameters-only checkpoint: converted weights.
 """
 
+import errno
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from fcn_jax.models import spec as model_spec
@@ -40,7 +41,7 @@ class Checkpoints:
             "train": ocp.StandardCheckpointHandler(),
             "model": ocp.JsonCheckpointHandler(filename="model.json"),
         }
-        self._manager = ocp.CheckpointManager(epath.Path(self.directory), options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The newest step saved, None without any."""
@@ -52,8 +53,17 @@ class Checkpoints:
         return self.latest_step() if step is None else step
 
     def save(self, state: TrainState, spec: model_spec.ModelSpec, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save a state; `metrics` of an evaluation of it make it a candidate for the best."""
+        """Starts to save a state; `metrics` of an evaluation of it make it a candidate for the best.
+
+        Raises:
+          OSError: the disk has no room for it (found before anything is written).
+        """
         step = int(state.step)
+        needed = sum(x.nbytes for x in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            message = f"the checkpoint of step {step} needs {needed / 1e6:.1f} MB, of which {free / 1e6:.1f} are free"
+            raise OSError(errno.ENOSPC, message, str(self.directory))
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             train=ocp.args.StandardSave({"opt_state": state.opt_state, "bad_step": state.bad_step}),
@@ -63,11 +73,7 @@ class Checkpoints:
             raise RuntimeError(f"Orbax did not save step {step} in {self.directory}: it holds that step or a newer one")
 
     def restore(self, step: int, target: TrainState) -> TrainState:
-        """The state at `step`, placed as `target` is (an abstract state with shardings will do).
-
-        Raises:
-          ValueError: the checkpoint is of another network.
-        """
+        """The state at `step`, placed as `target` is (an abstract state with shardings will do)."""
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),
             train=ocp.args.StandardRestore({"opt_state": target.opt_state, "bad_step": target.bad_step}),
@@ -90,6 +96,14 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         """Waits for what is being saved, also where an error or Ctrl-C ends the run."""
         self._manager.close()
+
+
+def latest_step(workdir: pathlib.Path) -> int:
+    """The newest step saved in a run's workdir, 0 without any; creates nothing."""
+    if not (workdir / "checkpoints").is_dir():
+        return 0
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.latest_step() or 0
 
 
 def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:

@@ -1,5 +1,6 @@
 """What the commands share: plain log lines, and a user's error as one line instead of a traceback."""
 
+import errno
 import logging
 import os
 import pathlib
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import jax
+from absl import flags
 from absl import logging as absl_logging
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
@@ -15,16 +17,25 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 def set_up() -> None:
     """Logging as plain lines, and XLA's compilation cache, so that a second start is quick."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every step of a save
-    logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr, force=True)
+    # Orbax logs every step of a save, and of one that fails the traceback of each thread; it raises the error as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.basicConfig(format="%(message)s", level=logging.CRITICAL, stream=sys.stderr, force=True)
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/fcn_jax/xla").expanduser()))
 
 
-def one_line(error: BaseException) -> str:
-    """A user's error without its traceback."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+def parse(argv: Sequence[str]) -> list[str]:
+    """absl's flags, with a mistyped flag, config key or value as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:  # ml_collections' way to say that a key does not exist
+        detail = error.args[0]
+        while isinstance(detail, Exception):
+            detail = detail.args[0]
+        sys.exit(f"unknown config key {' '.join(str(detail).split())}")
+    except (flags.Error, TypeError, *USER_ERRORS) as error:
+        sys.exit(last_line(error))
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
@@ -34,14 +45,35 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         set_up()
         try:
             main(argv)
-        except USER_ERRORS as error:
-            sys.exit(one_line(error))
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-            sys.exit(130)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            sys.exit(f"out of memory: {one_line(error)[:200]}: use a smaller batch or smaller images")
+            sys.exit(130)  # as shells count Ctrl-C
+        except (*USER_ERRORS, jax.errors.JaxRuntimeError) as error:
+            print(explain(error), file=sys.stderr, flush=True)
+            # Not sys.exit: threads of a save that failed would go on and print their own tracebacks.
+            os._exit(1)
 
     return run
+
+
+def explain(error: Exception) -> str:
+    """A user's error as one line with a remedy; raises it again if it is none of a user's."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOSPC or "No space left on device" in text or "Disk quota exceeded" in text:
+        return f"disk full: {_shortened(text)}: free some space; the same command goes on from the last checkpoint"
+    if number == errno.EROFS or "Read-only file system" in text:
+        return f"{_shortened(text)}: give a --workdir that can be written"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise error
+        return f"out of memory: {_shortened(text)}: lower data.batch_size, eval.batch_size or --max_side"
+    return f"{type(error).__name__}: {text}"
+
+
+def last_line(error: Exception) -> str:
+    """Of a config file that fails, its traceback's last line; of a short message, all of it."""
+    return str(error).strip().splitlines()[-1]
+
+
+def _shortened(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

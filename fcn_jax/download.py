@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import tqdm
 
+log = logging.getLogger(__name__)
+
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30  # seconds without a byte
 
@@ -45,7 +47,7 @@ def fetch(
     if path.exists():
         if size in (None, path.stat().st_size):
             return path
-        logging.warning("%s has %d bytes, not %d: downloading it again", path, path.stat().st_size, size)
+        log.warning("%s has %d bytes, not %d: downloading it again", path, path.stat().st_size, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     if not (sha256 or md5):

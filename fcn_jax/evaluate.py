@@ -3,29 +3,42 @@
 import functools
 import json
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
-from fcn_jax import checkpoint, metrics, sharding, train_state, visualize
+from fcn_jax import checkpoint, metrics, progress, sharding, train_state, visualize
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
 
 
-def make_eval_step(spec: ModelSpec, mesh: Mesh, dtype: str) -> Callable[..., Any]:
-    """train_state.eval_step for one network, jitted over the mesh; its counts come back whole on every device."""
+def compile_eval_step(
+    spec: ModelSpec, mesh: Mesh, split: datasets.Split, *, dtype: str, batch_size: int
+) -> Callable[..., Any]:
+    """train_state.eval_step of one network on batches of one split, compiled over the mesh.
+
+    Its counts come back whole on every device. ValueError with what would fit if the memory does not suffice.
+    """
     step = functools.partial(train_state.eval_step, model=spec.build(dtype=dtype))
-    whole, split = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
-    outputs = {"confusion": whole, "loss": whole, "prediction": split}
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=outputs)
+    whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
+    canvas = pipeline.largest_size(split)
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, *canvas, 3), jnp.uint8, sharding=divided),
+        "label": jax.ShapeDtypeStruct((batch_size, *canvas), jnp.uint8, sharding=divided),
+        "size": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32, sharding=divided),
+    }
+    params = checkpoint.with_sharding(spec.abstract_params(), whole)
+    outputs = {"confusion": whole, "loss": whole, "prediction": divided}
+    compiled = jax.jit(step, out_shardings=outputs).lower(params, batch).compile()
+    sharding.check_memory("eval.batch_size", compiled.memory_analysis(), params, batch_size, mesh)
+    return compiled
 
 
 def evaluate(
@@ -56,18 +69,18 @@ def evaluate(
     panels: list[np.ndarray] = []
     pending: list[tuple[jax.Array, jax.Array]] = []
     batches = pipeline.iterate(dataset, 0, num_threads)
-    for batch in tqdm(batches, f"evaluating {split.split}", len(dataset), leave=False, disable=None):
+    for batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
-        results = eval_step(params, sharding.to_devices(arrays, mesh, 0))
+        counts = eval_step(params, sharding.to_devices(arrays, mesh, 0))
         if len(panels) < pictures:
-            prediction = np.concatenate([s.data for s in results["prediction"].addressable_shards])
+            prediction = np.concatenate([s.data for s in counts["prediction"].addressable_shards])
             panels += _panels(batch, prediction, split)[: pictures - len(panels)]
-        pending.append((results["confusion"], results["loss"]))
+        pending.append((counts["confusion"], counts["loss"]))
         # Counts are fetched one batch late, so that the devices never wait for the host.
         if len(pending) > 1:
             confusion, loss = _add(confusion, loss, pending.pop(0))
-    for counts in pending:
-        confusion, loss = _add(confusion, loss, counts)
+    for last in pending:
+        confusion, loss = _add(confusion, loss, last)
     scores = metrics.scores(confusion)
     results = {"split": split.split, "num_examples": len(split.ids), "loss": loss / max(int(confusion.sum()), 1)}
     scores["per_class_iou"] = dict(zip(split.class_names, scores["per_class_iou"].tolist(), strict=True))
@@ -89,7 +102,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
             " evaluate it on its own dataset"
         )
     results, panels = evaluate(
-        make_eval_step(spec, mesh, config.model.dtype),
+        compile_eval_step(spec, mesh, data, dtype=config.model.dtype, batch_size=config.eval.batch_size),
         params,
         data,
         mesh,
@@ -105,8 +118,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
 def write_results(
     workdir: pathlib.Path, results: dict[str, Any], split: datasets.Split, panels: list[np.ndarray]
 ) -> None:
-    """Writes eval_<split>.json and pictures/<split>_<k>.png. NaN, the IU of an absent class, is null."""
-    name = re.sub(r"\W+", "_", split.split).strip("_")
+    """Writes eval_<split>.json and pictures/<split>_<k>.png, 'train[:50%]' as train_-50pct. NaN becomes null."""
+    name = split.split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
     readable = {key: _null_if_nan(value) for key, value in results.items()}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
     path = workdir / f"eval_{name}.json"

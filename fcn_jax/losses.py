@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-VOID = 255
-
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Cross-entropy float32 [..., H, W] in nats of logits [..., H, W, C] and label uint8 [..., H, W].

@@ -13,7 +13,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, s
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config.name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and evaluate on the way), or evaluate alone.")
 _SPLIT = flags.DEFINE_string("split", None, "The split for --mode=eval; default config.data.eval_split.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which checkpoint --mode=eval takes.")
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint that --mode=eval takes.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,25 +30,19 @@ def main(argv: Sequence[str]) -> None:
         train.train_and_evaluate(config, workdir)
         return
     split = _SPLIT.value or config.data.eval_split
-    results = evaluate.evaluate_checkpoint(config, workdir, split=split, which=_CHECKPOINT.value)
+    results = evaluate.evaluate_checkpoint(config, workdir, split=split, which=_WHICH.value)
     print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
     print(metrics.table(results))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """absl's flags, with a mistyped config key or value as one line."""
+    rest = cli.parse(argv)
     try:
-        rest = flags.FLAGS(argv)
         if _CONFIG.value is not None:
             _ = _CONFIG.value.name  # a config file that cannot be read fails only here
-        return rest
-    except (AttributeError, KeyError) as error:  # ml_collections' way to say that a key does not exist
-        detail = error.args[0]
-        while isinstance(detail, Exception):
-            detail = detail.args[0]
-        sys.exit(f"unknown config key {' '.join(str(detail).split())}")
-    except (flags.Error, TypeError, *cli.USER_ERRORS) as error:
-        sys.exit(str(error).strip().splitlines()[-1])  # of a config file that fails, the last line of its traceback
+    except OSError as error:
+        sys.exit(cli.last_line(error))
+    return rest
 
 
 if __name__ == "__main__":

@@ -32,11 +32,8 @@ def parameter_groups(params: Any, frozen: Sequence[str]) -> Any:
     """The group of every parameter, in the structure of `params`: 'kernel', 'bias' or 'frozen'.
 
     Raises:
-      ValueError: a glob of `frozen` matches no layer, or a parameter belongs to no group.
+      ValueError: a parameter belongs to no group.
     """
-    for glob in frozen:
-        if not fnmatch.filter(params, glob):
-            raise ValueError(f"optim.frozen has {glob!r}, which matches no layer: the layers are {', '.join(params)}")
 
     def group(path: tuple[Any, ...], _: Any) -> str:
         layer, name = (entry.key for entry in path)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 from PIL import Image
-from tqdm import tqdm
 
-from fcn_jax import cli, visualize
+from fcn_jax import cli, progress, visualize
 from fcn_jax.data.images import decode_image
 from fcn_jax.predictor import Predictor, load
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's workdir, a step of its checkpoints, or converted weights."
 )
+_WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _INPUT = flags.DEFINE_string("input", None, "An image or a folder of images.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder for NAME.png (the mask) and NAME_overlay.jpg.")
 _MAX_SIDE = flags.DEFINE_integer(
@@ -77,10 +77,10 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
-    predictor = load(checkpoint)
+    predictor = load(checkpoint, which=_WHICH.value)
     output.mkdir(parents=True, exist_ok=True)
     palette, failed = predictor.spec.palette, 0
-    for path in tqdm(images, "predicting", unit="image"):
+    for path in progress.bar(images, "predicting", len(images), "images"):
         try:
             image = decode_image(path.read_bytes(), str(path), upright=True)
         except ValueError as error:
@@ -96,4 +96,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main))
+    app.run(cli.guarded(main), flags_parser=cli.parse)

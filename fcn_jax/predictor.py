@@ -13,6 +13,7 @@ from fcn_jax.models.spec import ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
 STEPS_PER_OCTAVE = 4
+BATCH = 8
 
 
 class Predictor:
@@ -45,9 +46,10 @@ class Predictor:
         Raises:
           ValueError: not uint8 RGB.
         """
-        if isinstance(images, np.ndarray) and images.ndim == 3:
+        if isinstance(images, np.ndarray) and images.ndim != 4:
             return self._batch([images])[0]
-        masks = self._batch(list(images))
+        # In parts, since a batch is padded to its largest image.
+        masks = [m for i in range(0, len(images), BATCH) for m in self._batch(list(images[i : i + BATCH]))]
         return np.stack(masks) if isinstance(images, np.ndarray) and masks else masks
 
     def _batch(self, images: list[np.ndarray]) -> list[np.ndarray]:
@@ -56,8 +58,6 @@ class Predictor:
                 raise ValueError(
                     f"an image is {image.dtype} {list(image.shape)}: give uint8 RGB [height, width, 3], values 0..255"
                 )
-        if not images:
-            return []
         sizes = np.array([image.shape[:2] for image in images], np.int32)
         canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), 3), np.uint8)
         for row, image in zip(canvas, images, strict=True):

@@ -1,10 +1,10 @@
 """Training: the stages of a run, the loop, and nothing but the loop."""
 
 import dataclasses
+import fnmatch
 import functools
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fcn_jax import checkpoint, evaluate, optim, sharding, train_state, weights
+from fcn_jax import checkpoint, evaluate, metrics, optim, progress, sharding, train_state, weights
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
@@ -44,6 +44,7 @@ class Run:
         model = self.config.model
         return ModelSpec(
             network=network,
+            backbone=model.backbone,
             geometry=model.geometry,
             at_once=model.at_once,
             upsampling=model.upsampling,
@@ -65,68 +66,78 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     mesh = sharding.make_mesh()
     sharding.check_divisible("data.batch_size", config.data.batch_size, mesh.size)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
+    step, end = checkpoint.latest_step(workdir), config_lib.stages(config)[-1].end
+    if step:
+        _check_same_config(config, workdir)
+    if step >= end:
+        log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, step, end)
+        return
     train_split, eval_split = (
         datasets.open_split(config.data.name, split, raw_dir=config.data.raw_dir, data_dir=config.data.data_dir)
         for split in (config.data.train_split, config.data.eval_split)
     )
     datasets.check_disjoint(train_split, eval_split)
     workdir.mkdir(parents=True, exist_ok=True)
-    with checkpoint.Checkpoints(workdir) as checkpoints:
-        _run_stages(config, workdir, mesh, train_split, eval_split, checkpoints)
+    _write(workdir / "config.json", config_lib.to_json(config))
+    _forget_curves_after(workdir, step)
+    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+    with checkpoint.Checkpoints(workdir) as checkpoints, writer:
+        _run_stages(Run(config, workdir, mesh, train_split, eval_split, checkpoints, writer), step)
 
 
-def _run_stages(
-    config: ConfigDict,
-    workdir: pathlib.Path,
-    mesh: Mesh,
-    train_split: datasets.Split,
-    eval_split: datasets.Split,
-    checkpoints: checkpoint.Checkpoints,
-) -> None:
-    step = checkpoints.latest_step() or 0
-    _claim_workdir(config, workdir, resumes=step > 0)
-    stages = config_lib.stages(config)
-    if step >= stages[-1].end:
-        log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, step, stages[-1].end)
-        return
+def _run_stages(run: Run, step: int) -> None:
+    """The stages from `step` on, each from the parameters of the one before."""
+    stages = config_lib.stages(run.config)
+    _check_frozen(run, stages)
     if step:
-        log.info("resuming %s at step %d of %d", workdir, step, stages[-1].end)
-    with tensorboardX.SummaryWriter(str(workdir), purge_step=step) as writer:
-        run = Run(config, workdir, mesh, train_split, eval_split, checkpoints, writer)
-        state = None
+        made_by = next(stage for stage in stages if step <= stage.end)
+        _check_same_network(run.checkpoints.spec(step), run.spec(made_by.network), run.workdir)
+        log.info("resuming %s at step %d of %d", run.workdir, step, stages[-1].end)
+    params = None
+    try:
         for stage in stages:
             if step < stage.end:
-                state = _train_stage(run, stage, state)
-    log.info("done: step %d; best at step %s", stages[-1].end, checkpoints.best_step())
+                params = _train_stage(run, stage, params)
+    except KeyboardInterrupt:
+        kept = run.checkpoints.latest_step() or 0
+        log.info("interrupted: the same command goes on from step %d", kept)
+        raise
+    log.info("done: step %d; best at step %s", stages[-1].end, run.checkpoints.best_step())
 
 
-def _train_stage(run: Run, stage: config_lib.Stage, previous: train_state.TrainState | None) -> train_state.TrainState:
-    """The updates from the latest checkpoint, or from the end of the stage before, to the end of `stage`."""
+def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
+    """The updates from the latest checkpoint, or from the parameters of the stage before, to the end of `stage`.
+
+    Parameters go from stage to stage on the host, so that the devices never hold those of two.
+    """
     config, spec = run.config, run.spec(stage.network)
-    params = _initial_params(run, stage, previous)
     optimizer = optim.make_optimizer(
-        params,
+        spec.abstract_params(),
         name=config.optim.name,
         schedule=_schedule(config, stage),
         momentum=config.optim.momentum,
         weight_decay=config.optim.weight_decay,
         bias_multiplier=config.optim.bias_multiplier,
         clip_norm=config.optim.clip_norm,
-        frozen=config.optim.frozen,
+        frozen=config_lib.words(config.optim.frozen),
     )
     create = functools.partial(train_state.create_train_state, optimizer=optimizer, step=stage.start)
-    abstract = checkpoint.with_sharding(jax.eval_shape(create, params), sharding.replicated(run.mesh))
+    whole = sharding.replicated(run.mesh)
+    abstract = checkpoint.with_sharding(jax.eval_shape(create, spec.abstract_params()), whole)
+    # Compiled first, since that shows whether the memory suffices.
+    dataset, canvas = _train_dataset(run)
+    update = _compile_update(run, spec, optimizer, abstract, canvas)
+    eval_step = evaluate.compile_eval_step(
+        spec, run.mesh, run.eval_split, dtype=config.model.dtype, batch_size=config.eval.batch_size
+    )
     step = run.checkpoints.latest_step() or 0
     if step > stage.start:
-        _check_same_network(run.checkpoints.spec(step), spec, run.workdir)
         state = run.checkpoints.restore(step, abstract)
     else:
-        state = jax.jit(create, out_shardings=sharding.replicated(run.mesh))(params)
-    dataset = _train_dataset(run)
-    update = _compile_update(run, spec, optimizer, abstract, dataset)
-    eval_step = evaluate.make_eval_step(spec, run.mesh, config.model.dtype)
-    log.info("%s: steps %d to %d", stage.network, step, stage.end)
-    return _loop(run, stage, spec, state, dataset, update, eval_step)
+        state = jax.jit(create, out_shardings=whole)(_initial_params(run, stage, previous))
+    log.info("%s: steps %d to %d", stage.network, int(state.step), stage.end)
+    state = _loop(run, stage, spec, state, dataset, update, eval_step)
+    return jax.tree.map(np.asarray, state.params)
 
 
 def _loop(
@@ -141,29 +152,26 @@ def _loop(
     config, schedule = run.config, _schedule(run.config, stage)
     start = int(state.step)
     batches = pipeline.iterate(dataset, start, config.data.num_threads)
-    clock = _Clock(config.data.batch_size * config.data.accumulate, start, stage.end)
-    losses: list[jax.Array] = []
+    end = config_lib.stages(config)[-1].end
+    clock = progress.Clock(config.data.batch_size * config.data.accumulate, start, end)
+    losses: list[jax.Array] = []  # they stay on the devices until they are shown
     for step, batch in enumerate(batches, start + 1):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
         state, results = update(state, sharding.to_devices(arrays, run.mesh, 1))
         losses.append(results["loss"])
         last = step == stage.end
         evaluates = last or (config.eval.every and step % config.eval.every == 0)
-        saves = evaluates or step % config.log.checkpoint_every == 0
         if last or step % config.log.every == 0:
-            curve = {
-                "loss": float(np.mean(jax.device_get(losses))),
-                "learning_rate": float(schedule(step - 1 - stage.start)),
-                "gradient_norm": float(results["gradient_norm"]),
-            }
-            losses.clear()
-            _write_curve(run, step, curve)
-            log.info("step %d/%d  loss %.4f  %s", step, stage.end, curve["loss"], clock.tell(step))
-        if saves or not losses:
             _check_finite(run, state, dataset)
-        if saves:
+            rate = float(schedule(step - 1 - stage.start))
+            curve = {"loss": float(np.mean(jax.device_get(losses))), "learning_rate": rate}
+            _write_curve(run, step, {**curve, "gradient_norm": float(results["gradient_norm"])})
+            log.info("step %d/%d  loss %.4f  %s", step, end, curve["loss"], clock.tell(step))
+            losses.clear()
+        if evaluates or step % config.log.checkpoint_every == 0:
+            _check_finite(run, state, dataset)
             with clock.stopped():
-                scores = _evaluate(run, spec, state, eval_step) if evaluates else None
+                scores = _evaluate(run, state, eval_step, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)
         if last:
             break
@@ -172,7 +180,7 @@ def _loop(
 
 
 def _evaluate(
-    run: Run, spec: ModelSpec, state: train_state.TrainState, eval_step: Callable[..., Any]
+    run: Run, state: train_state.TrainState, eval_step: Callable[..., Any], *, show_table: bool
 ) -> dict[str, float]:
     """Evaluates on the eval split, writes results, curves and pictures; the scores that go with the checkpoint."""
     results, panels = evaluate.evaluate(
@@ -193,45 +201,39 @@ def _evaluate(
     log.info(
         "step %d  eval on %s: %s", step, run.eval_split.split, "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
     )
+    if show_table:
+        log.info("%s", metrics.table(results))
     # A split without labels has no mean IU; it must not win.
     return {**scores, checkpoint.METRIC: float(np.nan_to_num(scores["mean_iou"], nan=-1.0))}
 
 
-def _initial_params(run: Run, stage: config_lib.Stage, previous: train_state.TrainState | None) -> Any:
-    """Parameters at the start of a stage: of the stage before, or initial ones with the weights named in the config.
-
-    Resuming inside the stage needs their shapes alone, resuming at its start the last checkpoint of the stage before.
-    """
-    config, spec = run.config, run.spec(stage.network)
-    step = run.checkpoints.latest_step() or 0
-    if step > stage.start:
-        return spec.abstract_params()
-    fresh = jax.jit(spec.init)(jax.random.key(config.seed))
+def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
+    """Host parameters before a stage: those of the stage before, or initial ones with the weights of the config."""
+    init = run.config.init
+    fresh = jax.tree.map(np.asarray, jax.jit(run.spec(stage.network).init)(jax.random.key(run.config.seed)))
     if stage.start:
-        old = previous.params if previous else checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
+        old = previous or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
         # Layers that the network before did not have start as they are made: scores zero, upsampling bilinear.
         return jax.tree.map(np.asarray, {layer: old.get(layer, fresh[layer]) for layer in fresh})
-    arrays = (
-        weights.read(config.init.weights, pathlib.Path(config.init.cache_dir).expanduser())
-        if config.init.weights
-        else {}
-    )
-    params, report = merge.merge(fresh, arrays, random=config.init.random, skip=config.init.skip)
+    arrays = weights.read(init.weights, pathlib.Path(init.cache_dir).expanduser()) if init.weights else {}
+    params, report = merge.merge(fresh, arrays, random=config_lib.words(init.random), skip=config_lib.words(init.skip))
     log.info("%s", merge.format_report(report))
     log.info("%s: %s parameters", stage.network, f"{parameter_overview.count_parameters(params):,}")
     return params
 
 
-def _train_dataset(run: Run) -> Any:
+def _train_dataset(run: Run) -> tuple[Any, tuple[int, int]]:
+    """The batches by step, and the height and width of their canvas."""
     data = run.config.data
+    canvas = tuple(data.crop_size) or pipeline.largest_size(run.train_split)
     augmentation = pipeline.Augmentation(
-        canvas=tuple(data.crop_size) or pipeline.largest_size(run.train_split),
+        canvas=canvas,
         crop=bool(data.crop_size),
         scale=tuple(data.scale),
         flip=data.flip,
         colour_jitter=data.colour_jitter,
     )
-    return pipeline.train_dataset(
+    dataset = pipeline.train_dataset(
         run.train_split,
         augmentation,
         seed=run.config.seed,
@@ -241,6 +243,7 @@ def _train_dataset(run: Run) -> Any:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    return dataset, canvas
 
 
 def _schedule(config: ConfigDict, stage: config_lib.Stage) -> Callable[[Any], Any]:
@@ -249,21 +252,22 @@ def _schedule(config: ConfigDict, stage: config_lib.Stage) -> Callable[[Any], An
     )
 
 
-def _compile_update(run: Run, spec: ModelSpec, optimizer: Any, abstract: Any, dataset: Any) -> Callable[..., Any]:
+def _compile_update(
+    run: Run, spec: ModelSpec, optimizer: Any, abstract: Any, canvas: tuple[int, int]
+) -> Callable[..., Any]:
     """train_step compiled for the one shape of batch there is; refuses, before any work, what memory cannot hold."""
     config = run.config
     step = functools.partial(
         train_state.train_step,
         model=spec.build(dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
-        groups=optim.parameter_groups(abstract.params, config.optim.frozen),
-        class_weights=jnp.asarray(class_weights(config.loss.class_weights, run.train_split)),
+        groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
+        class_weights=jnp.asarray(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
         seed=config.seed,
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
     lead = (config.data.accumulate, config.data.batch_size)
-    canvas = dataset[0]["image"].shape[2:4]
     batch = {
         "image": jax.ShapeDtypeStruct((*lead, *canvas, 3), jnp.uint8, sharding=split),
         "label": jax.ShapeDtypeStruct((*lead, *canvas), jnp.uint8, sharding=split),
@@ -271,65 +275,15 @@ def _compile_update(run: Run, spec: ModelSpec, optimizer: Any, abstract: Any, da
     }
     began = time.monotonic()
     compiled = jax.jit(step, donate_argnums=0, out_shardings=whole).lower(abstract, batch).compile()
-    needed = check_memory(compiled.memory_analysis(), abstract, config.data.batch_size, run.mesh)
+    needed = sharding.check_memory(
+        "data.batch_size",
+        compiled.memory_analysis(),
+        (abstract, abstract.params),
+        config.data.batch_size,
+        run.mesh,
+    )
     log.info("compiled in %.0f s; a step needs %.2f GB per device", time.monotonic() - began, needed / 1e9)
     return compiled
-
-
-def check_memory(analysis: Any, state: Any, batch_size: int, mesh: Mesh, available: int | None = None) -> int:
-    """The bytes per device that a compiled step needs; ValueError with what would fit if there are not so many."""
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        + analysis.temp_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
-    available = _device_memory(mesh) if available is None else available
-    if needed <= available:
-        return needed
-    # The state and its gradients do not shrink with the batch; all else is taken to be proportional to it.
-    fixed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, state.params)))
-    fits = int((available - fixed) / max(needed - fixed, 1) * batch_size / mesh.size) * mesh.size
-    remedy = (
-        f"data.batch_size={fits} should fit (data.accumulate makes up for it)"
-        if fits > 0
-        else "no batch fits: lower data.crop_size, model.fc_width or model.width, or use model.dtype=bfloat16"
-    )
-    raise ValueError(
-        f"out of memory: a step with data.batch_size={batch_size} needs {needed / 1e9:.2f} GB per device, of which"
-        f" there are {available / 1e9:.2f} GB: {remedy}"
-    )
-
-
-def _device_memory(mesh: Mesh) -> int:
-    """Bytes of memory of each device; of the machine, divided by the devices, where these are CPUs."""
-    stats = mesh.devices.flat[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(mesh.local_devices)
-
-
-def class_weights(choice: str, split: datasets.Split) -> np.ndarray:
-    """float32 [C] for config.loss.class_weights."""
-    num_classes = len(split.class_names)
-    if choice == "none":
-        return np.ones(num_classes, np.float32)
-    if choice in ("median_frequency", "sqrt_median_frequency"):
-        balanced = datasets.median_frequency_weights(split.pixel_counts)
-        return np.sqrt(balanced) if choice.startswith("sqrt") else balanced
-    try:
-        values = np.array([float(value) for value in choice.split(",")], np.float32)
-    except ValueError:
-        raise ValueError(
-            f"config.loss.class_weights={choice!r}: choose none, median_frequency, sqrt_median_frequency,"
-            " or numbers such as 1,0.5,2"
-        ) from None
-    if values.shape != (num_classes,) or (values < 0).any():
-        raise ValueError(
-            f"config.loss.class_weights has {values.size} numbers, the lowest {values.min()}: {split.name} needs"
-            f" {num_classes}, none below 0"
-        )
-    return values
 
 
 def _check_finite(run: Run, state: train_state.TrainState, dataset: Any) -> None:
@@ -352,18 +306,39 @@ def _check_same_network(found: ModelSpec, wanted: ModelSpec, workdir: pathlib.Pa
         )
 
 
-def _claim_workdir(config: ConfigDict, workdir: pathlib.Path, *, resumes: bool) -> None:
-    """Writes config.json; where there are checkpoints already, holds the one that is there against `config`."""
-    path = workdir / "config.json"
-    if resumes and path.exists():
-        changes = config_lib.changes(json.loads(path.read_text()), config)
-        if changes:
+def _check_frozen(run: Run, stages: list[config_lib.Stage]) -> None:
+    """Raises ValueError for a glob of optim.frozen that matches no layer of any stage."""
+    layers = sorted({layer for stage in stages for layer in run.spec(stage.network).abstract_params()})
+    for glob in config_lib.words(run.config.optim.frozen):
+        if not fnmatch.filter(layers, glob):
             raise ValueError(
-                f"{workdir} holds a run with another config ({'; '.join(changes)}): use another --workdir, or delete it"
+                f"config.optim.frozen has {glob!r}, which matches no layer: choose from {', '.join(layers)}"
             )
-    partial = path.with_suffix(".json.part")
-    partial.write_text(config_lib.to_json(config))
+
+
+def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises ValueError where config.json of a run and `config` differ in what may not."""
+    path = workdir / "config.json"
+    changes = config_lib.changes(json.loads(path.read_text()), config) if path.exists() else []
+    if changes:
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(changes)}): use another --workdir, or delete it"
+        )
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """All of it or nothing."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text)
     partial.replace(path)
+
+
+def _forget_curves_after(workdir: pathlib.Path, step: int) -> None:
+    """Takes the points after the step that a run goes on from out of curves.jsonl: they come again."""
+    path = workdir / "curves.jsonl"
+    if path.exists():
+        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        _write(path, "".join(f"{row}\n" for row in rows))
 
 
 def _write_curve(run: Run, step: int, values: dict[str, float]) -> None:
@@ -371,40 +346,4 @@ def _write_curve(run: Run, step: int, values: dict[str, float]) -> None:
     for key, value in values.items():
         run.writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
     with open(run.workdir / "curves.jsonl", "a") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
-
-
-class _Clock:
-    """Speed and time left of a loop, evaluation not counted."""
-
-    def __init__(self, images_per_step: int, start: int, end: int):
-        self._images, self._step, self._end = images_per_step, start, end
-        self._since = time.monotonic()
-
-    def tell(self, step: int) -> str:
-        """'2.1 steps/s  17 images/s  ETA 0:14:03', from the time since the last call."""
-        now = time.monotonic()
-        rate = (step - self._step) / max(now - self._since, 1e-9)
-        self._step, self._since = step, now
-        seconds = int((self._end - step) / rate)
-        left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-        return f"{rate:.2f} steps/s  {rate * self._images:.1f} images/s  ETA {left}"
-
-    def stopped(self) -> "_Pause":
-        """A context whose time does not count."""
-        return _Pause(self)
-
-    def forget(self, seconds: float) -> None:
-        """Takes time out of the account."""
-        self._since += seconds
-
-
-class _Pause:
-    def __init__(self, clock: _Clock):
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.forget(time.monotonic() - self._began)
+        file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")

@@ -27,7 +27,7 @@ def changed(**values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network": ("fcn4s",)}, r"config\.network='fcn4s'.*fcn32s, fcn16s, fcn8s"),
+        ({"network": "fcn4s"}, r"config\.network='fcn4s'.*fcn32s, fcn16s, fcn8s"),
         ({"model__geometry": "valid"}, r"config\.model\.geometry='valid'.*caffe, same"),
         ({"model__upsampling": "bilinear"}, r"config\.model\.upsampling='bilinear'.*fixed, learned"),
         ({"model__dtype": "float16"}, r"config\.model\.dtype='float16'.*float32, bfloat16"),
@@ -54,7 +54,7 @@ def changed(**values):
         ({"log__every": 0}, r"config\.log\.every=0: it must be >= 1"),
         ({"log__checkpoint_every": 0}, r"config\.log\.checkpoint_every=0: it must be >= 1"),
         ({"steps": (10, 10)}, r"one value per stage.*'network': 1, 'steps': 2, 'learning_rate': 1"),
-        ({"network": (), "steps": (), "learning_rate": ()}, r"one value per stage.*'network': 0"),
+        ({"network": "", "steps": (), "learning_rate": ()}, r"one value per stage.*'network': 0"),
         ({"steps": (0,)}, r"config\.steps has 0.*>= 1"),
         ({"steps": (1.5,)}, r"config\.steps has 1\.5.*whole number"),
         ({"learning_rate": (0.0,)}, r"config\.learning_rate has 0\.0: it must be > 0"),
@@ -81,7 +81,7 @@ def test_a_value_that_cannot_be_is_refused_by_name(values, message):
         {},
         {"seed": 2**31 - 1, "model__dropout": 0.0, "optim__momentum": 0.0, "data__colour_jitter": 1.0},
         {"data__crop_size": (64, 32), "data__scale": (0.5, 0.5)},
-        {"network": ("fcn32s", "fcn8s"), "steps": (1, 1), "learning_rate": (1e-10, 1e-14)},
+        {"network": "fcn32s,fcn8s", "steps": (1, 1), "learning_rate": (1e-10, 1e-14)},
     ],
     ids=["default", "limits", "crop", "stages"],
 )
@@ -91,18 +91,18 @@ def test_values_that_can_be(values):
 
 def test_a_wrong_second_stage_is_found():
     with pytest.raises(ValueError, match=r"config\.steps has 0"):
-        config_lib.validate(changed(network=("fcn32s", "fcn8s"), steps=(5, 0), learning_rate=(1.0, 1.0)))
+        config_lib.validate(changed(network="fcn32s,fcn8s", steps=(5, 0), learning_rate=(1.0, 1.0)))
 
 
 def test_warm_up_longer_than_a_stage_is_found():
-    values = {"network": ("fcn32s", "fcn8s"), "steps": (100, 10), "learning_rate": (1.0, 1.0)}
+    values = {"network": "fcn32s,fcn8s", "steps": (100, 10), "learning_rate": (1.0, 1.0)}
     config_lib.validate(changed(**values, optim__warmup_steps=9))
     with pytest.raises(ValueError, match=r"config\.optim\.warmup_steps=10: .* below the 10 steps of the shortest"):
         config_lib.validate(changed(**values, optim__warmup_steps=10))
 
 
 def test_stages():
-    config = changed(network=("fcn32s", "fcn16s", "fcn8s"), steps=(10, 5, 1), learning_rate=(1e-3, 1e-4, 1e-5))
+    config = changed(network="fcn32s,fcn16s, fcn8s", steps=(10, 5, 1), learning_rate=(1e-3, 1e-4, 1e-5))
     first, second, third = config_lib.stages(config)
     assert first == config_lib.Stage("fcn32s", 0, 10, 1e-3)
     assert second == config_lib.Stage("fcn16s", 10, 15, 1e-4)
@@ -147,7 +147,7 @@ def saved(**values):
 
 
 def test_json_keeps_every_value():
-    config = changed(network=("fcn32s", "fcn8s"), steps=(1, 2), learning_rate=(1e-10, 0.5), data__crop_size=(64, 32))
+    config = changed(network="fcn32s,fcn8s", steps=(1, 2), learning_rate=(1e-10, 0.5), data__crop_size=(64, 32))
     written = config_lib.to_json(config)
     assert written.endswith("}\n")
     flat = config_lib.flatten(config)
@@ -193,11 +193,13 @@ def test_changes_knows_every_key(key):
 
 
 def test_changes_names_keys_that_came_or_went():
+    """A key that is newer than the run had its default, and may not have been given another value."""
     old = saved()
     old["optim"]["nesterov"] = True
     del old["loss"]["class_weights"]
+    new = changed(loss__class_weights="median_frequency")
+    assert "loss.class_weights: 'none' -> 'median_frequency'" in config_lib.changes(old, new)
     assert config_lib.changes(old, config_lib.default()) == [
-        "loss.class_weights: None -> 'none'",
         "optim.nesterov: True -> None",
     ]
 

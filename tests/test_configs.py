@@ -45,11 +45,11 @@ def raw_dir(tmp_path_factory):
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_config_runs_stops_resumes_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, monkeypatch):
     c, _ = load(name, variant)
-    stages = len(c.network)
+    stages = len(config_lib.words(c.network))
     last = 2 * stages
     c.steps = (2,) * stages
     c.model.width, c.model.fc_width = 2, 4
-    c.init.weights, c.init.random = "", ("conv*", "fc*")
+    c.init.weights, c.init.random = "", "conv*,fc*"
     c.data.raw_dir, c.data.data_dir = raw_dir, data_dir
     c.data.batch_size = c.eval.batch_size = 4
     c.data.eval_split += "[:2]"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import reference
 
-from fcn_jax.models import fcn, spec, upsample, vgg
+from fcn_jax.models import fcn, layers, spec, upsample
 
 NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
 CLASSES = 3
@@ -193,27 +193,27 @@ def test_caffe_crops_start_where_the_release_has_them(network: str) -> None:
 def test_ceil_pool_has_the_values_computed_by_hand() -> None:
     x = jnp.array([[1.0, 5.0, 2.0], [3.0, 4.0, 9.0], [7.0, 6.0, 8.0]]).reshape(1, 3, 3, 1)
     expected = np.array([[5, 9], [7, 8]]).reshape(1, 2, 2, 1)
-    alone = vgg.ceil_pool(vgg.Map(x, None))
+    alone = layers.ceil_pool(layers.Map(x, None))
     np.testing.assert_array_equal(alone.x, expected)
     assert alone.extent is None
     padded = jnp.zeros((1, 6, 5, 1)).at[:, :3, :3].set(x)
-    pooled = vgg.ceil_pool(vgg.Map(padded, jnp.array([[3, 3]])))
+    pooled = layers.ceil_pool(layers.Map(padded, jnp.array([[3, 3]])))
     np.testing.assert_array_equal(pooled.x[:, :2, :2], expected)
     np.testing.assert_array_equal(pooled.extent, [[2, 2]])
-    extents = vgg.ceil_pool(vgg.Map(jnp.zeros((4, 4, 4, 1)), jnp.array([[1, 2], [3, 4], [2, 1], [4, 3]]))).extent
+    extents = layers.ceil_pool(layers.Map(jnp.zeros((4, 4, 4, 1)), jnp.array([[1, 2], [3, 4], [2, 1], [4, 3]]))).extent
     np.testing.assert_array_equal(extents, [[1, 1], [2, 2], [1, 1], [2, 2]])
 
 
 def test_masked_keeps_what_is_inside_each_extent() -> None:
     x = jnp.arange(1.0, 13.0).reshape(2, 2, 3, 1)
-    masked = vgg.Map(x, jnp.array([[1, 2], [2, 3]])).masked()
+    masked = layers.Map(x, jnp.array([[1, 2], [2, 3]])).masked()
     np.testing.assert_array_equal(masked.x[..., 0], [[[1, 2, 0], [0, 0, 0]], [[7, 8, 9], [10, 11, 12]]])
-    assert vgg.Map(x, None).masked().x is x
+    assert layers.Map(x, None).masked().x is x
 
 
 def test_preprocessing_is_bgr_minus_the_mean() -> None:
     image = jnp.array([10, 100, 255], jnp.uint8).reshape(1, 1, 1, 3)
-    out = vgg.preprocess(image, jnp.float32)
+    out = layers.preprocess(image, jnp.float32)
     assert out.dtype == jnp.float32
     # 255 - 104.00699, 100 - 116.66877, 10 - 122.67892
     np.testing.assert_allclose(out.ravel(), [150.99301, -16.66877, -112.67892], rtol=1e-6)
@@ -384,7 +384,7 @@ def model_spec(case: Case, width: int = 4, fc_width: int = FC_WIDTH, classes: in
     names = tuple(f"class{index}" for index in range(classes))
     palette = tuple((index, 2 * index, 255 - index) for index in range(classes))
     return spec.ModelSpec(
-        **dataclasses.asdict(case), width=width, fc_width=fc_width, class_names=names, palette=palette
+        **dataclasses.asdict(case), backbone="vgg16", width=width, fc_width=fc_width, class_names=names, palette=palette
     )
 
 

@@ -120,6 +120,33 @@ def median_frequency_weights(pixel_counts: np.ndarray) -> np.ndarray:
     return weights
 
 
+def class_weights(choice: str, split: Split) -> np.ndarray:
+    """float32 [C] for config.loss.class_weights: none, (sqrt_)median_frequency of the split, or numbers in a row.
+
+    Raises:
+      ValueError: another word, another count than the split has classes, or a weight below 0.
+    """
+    num_classes = len(split.class_names)
+    if choice == "none":
+        return np.ones(num_classes, np.float32)
+    if choice in ("median_frequency", "sqrt_median_frequency"):
+        balanced = median_frequency_weights(split.pixel_counts)
+        return np.sqrt(balanced) if choice.startswith("sqrt") else balanced
+    try:
+        values = np.array([float(value) for value in choice.split(",")], np.float32)
+    except ValueError:
+        raise ValueError(
+            f"config.loss.class_weights={choice!r}: choose none, median_frequency, sqrt_median_frequency,"
+            " or numbers such as 1,0.5,2"
+        ) from None
+    if values.shape != (num_classes,) or (values < 0).any():
+        raise ValueError(
+            f"config.loss.class_weights has {values.size} numbers, the lowest {values.min()}: {split.name} needs"
+            f" {num_classes}, none below 0"
+        )
+    return values
+
+
 def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pathlib.Path) -> Any:
     """The prepared base split, as TFDS's read-only builder: it needs neither the original files nor our class."""
     import tensorflow_datasets as tfds

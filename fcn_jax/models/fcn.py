@@ -11,8 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models import upsample
-from fcn_jax.models.vgg import Map, at_least_float32, conv, encode
+from fcn_jax.models import upsample, vgg
+from fcn_jax.models.layers import Map, at_least_float32, conv
+
+# An encoder makes its layers inside of FCN.__call__ and returns the maps pool3, pool4 and fc7, at strides 8, 16, 32.
+BACKBONES = {"vgg16": vgg.encode}
 
 # The skips that each network fuses, from the deepest on, and the stride of its last upsampling.
 SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}
@@ -34,6 +37,7 @@ class FCN(nn.Module):
     Attributes:
       num_classes: channels of the logits.
       network: fcn32s, fcn16s or fcn8s.
+      backbone: a key of BACKBONES.
       geometry: `caffe` or `same`.
       at_once: scale the skips as the at-once network does.
       upsampling: `fixed` (bilinear, no parameters) or `learned` (dense kernels that start bilinear).
@@ -44,6 +48,7 @@ class FCN(nn.Module):
 
     num_classes: int
     network: str = "fcn8s"
+    backbone: str = "vgg16"
     geometry: str = "same"
     at_once: bool = False
     upsampling: str = "fixed"
@@ -64,7 +69,7 @@ class FCN(nn.Module):
         Returns:
           Logits float32 [B, H, W, num_classes]; inside each image's size exactly those that it has alone.
         """
-        maps = encode(
+        maps = BACKBONES[self.backbone](
             image,
             sizes,
             geometry=self.geometry,

@@ -10,6 +10,12 @@ import jax.numpy as jnp
 from fcn_jax.models import fcn
 
 FORMAT_VERSION = 1
+_CHOICES = {
+    "network": tuple(fcn.SKIPS),
+    "backbone": tuple(fcn.BACKBONES),
+    "geometry": fcn.GEOMETRIES,
+    "upsampling": fcn.UPSAMPLINGS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +23,7 @@ class ModelSpec:
     """The attributes of fcn.FCN that shape its parameters or its output, and what its classes are called."""
 
     network: str
+    backbone: str
     geometry: str
     at_once: bool
     upsampling: str
@@ -24,13 +31,13 @@ class ModelSpec:
     fc_width: int
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB 0..255, one per class
-    backbone: str = "vgg16"
 
     def build(self, *, dropout: float = 0.0, dtype: str = "float32") -> fcn.FCN:
         """The Flax module."""
         return fcn.FCN(
             num_classes=len(self.class_names),
             network=self.network,
+            backbone=self.backbone,
             geometry=self.geometry,
             at_once=self.at_once,
             upsampling=self.upsampling,
@@ -63,6 +70,9 @@ class ModelSpec:
             raise ValueError(f"{where}: format_version {version!r}, but this version of fcn_jax reads {FORMAT_VERSION}")
         if data.keys() != fields:
             raise ValueError(f"{where}: keys {sorted(data.keys() ^ fields)} are missing or unknown")
+        for key, choices in _CHOICES.items():
+            if data[key] not in choices:
+                raise ValueError(f"{where}: {key} {data[key]!r} is unknown, choose from {', '.join(choices)}")
         data["class_names"] = tuple(data["class_names"])
         data["palette"] = tuple(tuple(colour) for colour in data["palette"])
         return cls(**data)

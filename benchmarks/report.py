@@ -1,0 +1,77 @@
+"""A run's results as a section of RESULTS.md, and its pictures as one.
+
+python benchmarks/report.py runs/voc_laptop --split=val --picture=docs/voc_laptop.jpg
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import pathlib
+import platform
+import subprocess
+
+import jax
+import numpy as np
+from PIL import Image
+
+SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
+
+
+def git(*arguments):
+    """What git answers, or nothing outside of a checkout."""
+    result = subprocess.run(("git", *arguments), capture_output=True, text=True, check=False)
+    return result.stdout.strip()
+
+
+def hardware():
+    """Device, cores and memory in words."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    cpus = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    return f"{devices}, {len(cpus)} cores of {cpus[0]}, Python {platform.python_version()}, jax {jax.__version__}"
+
+
+def stack(paths, target, width_limit=1200):
+    """The pictures under each other, white where one is narrower, as one file of at most 1200 px width."""
+    pictures = [np.asarray(Image.open(path)) for path in paths]
+    width = max(picture.shape[1] for picture in pictures)
+    padded = [np.pad(p, ((0, 8), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
+    picture = Image.fromarray(np.concatenate(padded))
+    picture.thumbnail((width_limit, picture.height))
+    picture.save(target, quality=88)
+
+
+def minutes(rows, pause=600):
+    """Time between the rows of curves.jsonl; a gap of more than `pause` seconds is a pause."""
+    times = [row["time"] for row in rows if "time" in row]
+    return sum(b - a for a, b in itertools.pairwise(times) if b - a < pause) / 60
+
+
+def main():
+    """Prints Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--picture", type=pathlib.Path)
+    options = parser.parse_args()
+    results = json.loads((options.run / f"eval_{options.split}.json").read_text())
+    steps = [json.loads(line) for line in (options.run / "curves.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in steps if "loss" in row}
+    first, last = min(losses), max(losses)
+    print(f"- commit {git('describe', '--always', '--dirty')}, {datetime.date.today()}, {hardware()}")
+    print(f"- {minutes(steps):.0f} minutes of training and evaluation, pauses between sessions left out")
+    which = f"{results['num_examples']} images of {results['split']}"
+    print(f"- {which} at step {results['step']}, loss {results['loss']:.3f}")
+    print(f"- training loss {losses[first]:.3f} (step {first}) to {losses[last]:.3f} (step {last})\n")
+    print("| " + " | ".join(name.replace("_", " ") for name in SCORES) + " |\n" + "|---" * len(SCORES) + "|")
+    print("| " + " | ".join(f"{100 * results[name]:.1f}" for name in SCORES) + " |\n")
+    per_class = results["per_class_iou"]
+    print("| " + " | ".join(per_class) + " |\n" + "|---" * len(per_class) + "|")
+    print("| " + " | ".join("-" if v is None else f"{100 * v:.1f}" for v in per_class.values()) + " |")
+    if options.picture:
+        stack(sorted((options.run / "pictures").glob(f"{options.split}_*.png")), options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Imports go strictly downward."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "fcn_jax"
+# What each part may import of the package.
+ALLOWED = {
+    "models": {"models"},
+    "data": {"data", "download"},
+    "weights": {"weights", "download"},
+    "losses": set(),
+    "metrics": set(),
+    "optim": set(),
+    "sharding": set(),
+    "progress": set(),
+    "config": set(),
+    "download": set(),
+    "visualize": set(),
+    "cli": set(),
+    "train_state": {"losses", "metrics"},
+    "checkpoint": {"models", "train_state"},
+    "predictor": {"checkpoint", "models"},
+}
+
+
+def imports(path):
+    """All modules that a file imports, dotted."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files(part):
+    return [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else sorted((PACKAGE / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_a_part_imports_only_what_is_below(part):
+    assert files(part)
+    found = {name.split(".")[1] for path in files(part) for name in imports(path) if name.startswith("fcn_jax.")}
+    assert found <= ALLOWED[part]
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"), [("data", {"jax", "flax", "tensorflow"}), ("models", {"tensorflow", "tensorflow_datasets"})]
+)
+def test_data_knows_no_jax_and_models_no_data(part, forbidden):
+    found = {name.split(".")[0] for path in files(part) for name in imports(path)}
+    assert not found & forbidden
+
+
+def test_a_config_imports_nothing_but_the_defaults():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert set(imports(path)) == {"fcn_jax.config"}
+
+
+def test_there_is_one_mean():
+    from fcn_jax.models import layers
+    from fcn_jax.weights import fold
+
+    assert tuple(fold.OURS.mean) == layers.MEAN_BGR

@@ -1,0 +1,333 @@
+"""The commands as their users run them: subprocesses, exit codes, one line for each mistake."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from layouts import make_label, voc_list, write_image, write_voc
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[1]
+DEMO = "--config=configs/fcn8s.py:demo"
+# The demo at the size of a test: six images, two steps.
+TINY = (
+    "--config.model.width=2",
+    "--config.model.fc_width=4",
+    "--config.steps=2",
+    "--config.optim.warmup_steps=1",
+    "--config.data.train_split=tiny[:6]",
+    "--config.data.eval_split=tiny[6:]",
+    "--config.data.batch_size=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.pictures=1",
+    "--config.log.every=1",
+)
+ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+
+
+def run(module, *arguments, wrap=()):
+    """The finished process of `python -m module`."""
+    command = (*wrap, sys.executable, "-m", module, *map(str, arguments))
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def train(*arguments, **options):
+    return run("fcn_jax.main", *arguments, **options)
+
+
+def error_of(process):
+    """The last line of a command that refuses."""
+    assert process.returncode == 1, process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert "Traceback" not in process.stderr
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, tmp_path_factory):
+    """A finished run of the tiny demo."""
+    path = tmp_path_factory.mktemp("runs") / "demo"
+    process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={path}")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"step 2/2  loss \d\.\d{4}  [\d.]+ steps/s  [\d.]+ images/s  ETA 0:00:00", process.stderr)
+    assert "done: step 2; best at step 2" in process.stderr
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), r"--config is missing: give a file of configs/"),
+        ((DEMO, "extra"), r"unknown argument 'extra': every option is --name=value"),
+        (("--confg=x",), r"Unknown command line flag 'confg'. Did you mean: config"),
+        (("--config=configs/none.py",), r"No such file or directory: 'configs/none.py'"),
+        (("--config=configs/fcn8s.py:tiny",), r"has no variant 'tiny': choose paper or demo"),
+        ((DEMO, "--config.model.widht=3"), r"unknown config key 'widht' Did you mean \"width\""),
+        ((DEMO, "--config.modle.width=3"), r"unknown config key 'modle' Did you mean \"model\""),
+        ((DEMO, "--config.model.width=wide"), r"config.model.width=wide: invalid literal for int"),
+        ((DEMO, "--config.model.geometry=valid"), r"config.model.geometry='valid': choose from caffe, same"),
+        ((DEMO, "--mode=evaluate"), r"flag --mode=evaluate: value should be one of <train\|eval>"),
+        ((DEMO, "--mode=eval", "--workdir=/nowhere"), r"no checkpoint in '/nowhere': give the workdir of a run"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, message):
+    process = train(*arguments)
+    assert re.search(message, error_of(process)), process.stderr
+    assert process.stderr.count("\n") == 1
+
+
+def test_evaluation_prints_a_table_and_writes_its_results(workdir, data_dir):
+    process = train(
+        DEMO,
+        *TINY,
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={workdir}",
+        "--mode=eval",
+        "--split=tiny",
+        "--which=latest",
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads((workdir / "eval_tiny.json").read_text())
+    assert results["num_examples"] == 8
+    assert f"{workdir} at step 2, 8 images of tiny" in process.stdout
+    assert f"pixel accuracy {100 * results['pixel_accuracy']:.1f}" in process.stdout
+    background = re.search(r"^  background +([\d.]+)$", process.stdout, re.MULTILINE)
+    assert float(background[1]) == pytest.approx(100 * results["per_class_iou"]["background"], abs=0.051)
+
+
+def test_a_finished_run_says_so(workdir, data_dir):
+    process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
+    assert process.returncode == 0
+    assert "is finished: step 2 of 2" in process.stderr
+
+
+def test_a_workdir_of_another_config(workdir, data_dir):
+    process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}", "--config.seed=5")
+    assert "another config (seed: 0 -> 5): use another --workdir" in error_of(process)
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_the_same_command_again(data_dir, tmp_path):
+    arguments = (
+        DEMO,
+        *(argument for argument in TINY if "steps" not in argument),
+        "--config.steps=2000",
+        "--config.eval.every=0",
+        "--config.log.checkpoint_every=20",
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={tmp_path}",
+    )
+    command = (sys.executable, "-m", "fcn_jax.main", *arguments)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(p.name.isdigit() for p in (tmp_path / "checkpoints").glob("*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    kept = max(int(p.name) for p in (tmp_path / "checkpoints").glob("*") if p.name.isdigit())
+    assert f"interrupted: the same command goes on from step {kept}" in stderr
+    assert "Traceback" not in stderr
+    again = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    line = again.stderr.readline()
+    again.kill()
+    again.communicate()
+    assert f"resuming {tmp_path} at step {kept} of 2000" in line
+
+
+def voc_run(raw_dir, data_dir, workdir, *more):
+    return train(
+        "--config=configs/voc_laptop.py",
+        *(argument for argument in TINY if "split" not in argument),
+        "--config.init.weights=",
+        "--config.init.random=conv*,fc*",
+        f"--config.data.raw_dir={raw_dir}",
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={workdir}",
+        *more,
+    )
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A folder in VOC's layout: train a b, val c."""
+    root = tmp_path / "raw"
+    write_voc(root, {name: make_label(k) for k, name in enumerate("abc")})
+    voc_list(root, "train", ["a", "b"])
+    voc_list(root, "val", ["c"])
+    return root
+
+
+def corrupt(path):
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def another_size(path):
+    write_image(path, (5, 7))
+
+
+def another_class(path):
+    label = make_label(0)
+    label[2, 3] = 21
+    Image.fromarray(label).save(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil", "message"),
+    [
+        ("JPEGImages/a.jpg", corrupt, r"image 'a' cannot be decoded \(.*\): replace or remove the file"),
+        ("SegmentationClass/b.png", corrupt, r"label '.*b.png' cannot be decoded \(.*\): replace or remove the file"),
+        ("JPEGImages/b.jpg", another_size, r"'b': image is 5x7 but label is 6x8 \(height x width\)"),
+        ("SegmentationClass/a.png", another_class, r"'a': label 21 at 1 pixels, but there are 21 classes \(0..20\)"),
+        ("JPEGImages/c.jpg", pathlib.Path.unlink, r"1 of 2 files .* are missing, first '.*c.jpg'"),
+        ("ImageSets/Segmentation/val.txt", pathlib.Path.unlink, r"split list '.*val.txt' is missing"),
+        ("ImageSets/Segmentation/train.txt", lambda path: path.write_text("\n"), r"split 'train' .* is empty"),
+    ],
+)
+def test_bad_data_is_named(voc, tmp_path, file, spoil, message):
+    spoil(voc / "VOCdevkit" / "VOC2012" / file)
+    line = error_of(voc_run(voc, tmp_path / "data", tmp_path / "run"))
+    assert re.search(message, line), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_not_there(voc, tmp_path):
+    line = error_of(voc_run(voc, tmp_path / "data", tmp_path / "run", "--config.init.weights=/nowhere/vgg16.h5"))
+    assert re.search("/nowhere/vgg16.h5", line), line
+
+
+needs_namespaces = pytest.mark.skipif(
+    subprocess.run(("unshare", "-rm", "true"), capture_output=True, check=False).returncode != 0
+    if pathlib.Path("/usr/bin/unshare").exists()
+    else True,
+    reason="needs Linux user namespaces for a file system of its own",
+)
+
+
+def mounted(options, script):
+    """Arguments that run a command with a small file system at $0, after `script`."""
+    return ("unshare", "-rm", "bash", "-ec", f'mount -t tmpfs {options} none "$0"; {script} exec "$@"')
+
+
+@needs_namespaces
+def test_full_disk(data_dir, tmp_path):
+    """A disk with 300 kB: the first checkpoint does not fit."""
+    process = train(
+        DEMO,
+        *TINY,
+        "--config.model.fc_width=64",
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={tmp_path}/run",
+        wrap=(*mounted("-o size=300k", 'mkdir "$0/run";'), tmp_path),
+    )
+    line = error_of(process)
+    assert re.match("disk full: .*: free some space; the same command goes on from the last checkpoint", line), line
+
+
+@needs_namespaces
+def test_read_only_disk(data_dir, tmp_path):
+    process = train(
+        DEMO,
+        *TINY,
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={tmp_path}/run",
+        wrap=(*mounted("-o size=300k", 'mount -o remount,ro "$0";'), tmp_path),
+    )
+    line = error_of(process)
+    assert re.match(r".*Read-only file system.*/run.*: give a --workdir that can be written", line), line
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Three pictures, RGB, grey and turned by EXIF, and a text."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)).save(folder / "colour.png")
+    Image.fromarray(rng.integers(0, 256, (31, 33)).astype(np.uint8)).save(folder / "grey.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(rng.integers(0, 256, (24, 48, 3)).astype(np.uint8)).save(folder / "turned.JPG", exif=exif)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_predict_writes_masks_and_overlays(workdir, photographs, tmp_path):
+    process = run(
+        "fcn_jax.predict", f"--checkpoint={workdir}", f"--input={photographs}", f"--output={tmp_path}", "--max_side=32"
+    )
+    assert process.returncode == 0, process.stderr
+    sizes = {"colour": (50, 40), "grey": (33, 31), "turned": (24, 48)}
+    names = [f"{name}{end}" for name in sizes for end in (".png", "_overlay.jpg")]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    for name, size in sizes.items():
+        mask = Image.open(tmp_path / f"{name}.png")
+        assert (mask.mode, mask.size) == ("P", size)
+        assert np.asarray(mask).max() < 6
+        with Image.open(tmp_path / f"{name}_overlay.jpg") as overlay:
+            assert overlay.size == size
+
+
+def test_predict_on_one_file_equals_load(workdir, photographs, tmp_path):
+    import fcn_jax
+
+    arguments = (f"--checkpoint={workdir}", f"--input={photographs / 'colour.png'}", f"--output={tmp_path}")
+    assert run("fcn_jax.predict", *arguments).returncode == 0
+    expected = fcn_jax.load(workdir)(np.asarray(Image.open(photographs / "colour.png")))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colour.png")), expected)
+
+
+def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"no image")
+    (folder / "b.png").write_bytes((photographs / "colour.png").read_bytes())
+    process = run("fcn_jax.predict", f"--checkpoint={workdir}", f"--input={folder}", f"--output={tmp_path / 'out'}")
+    assert "1 of 2 images could not be read; the others are done" in error_of(process)
+    assert "a.jpg' cannot be decoded (not an image file)" in process.stderr
+    assert (tmp_path / "out" / "b.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input=x",), "--checkpoint is missing"),
+        (("--checkpoint=/nowhere", "--input=README.md", "--output=x"), "no checkpoint in '/nowhere'"),
+        (("--checkpoint=x", "--input=/nowhere", "--output=x"), "--input='/nowhere' is neither a file nor a folder"),
+        (("--checkpoint=x", "--input=configs", "--output=x"), "no image in 'configs'"),
+        (("--chekpoint=x",), "Unknown command line flag 'chekpoint'"),
+    ],
+)
+def test_predict_mistakes(arguments, message):
+    assert message in error_of(run("fcn_jax.predict", *arguments))
+
+
+def test_names_that_would_write_the_same_mask(tmp_path):
+    from fcn_jax import predict
+
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"a.jpg and a.png would both write a.png: rename one"):
+        predict.find_images(tmp_path)
+
+
+def test_out_of_memory_on_the_way_is_one_line():
+    import jax
+
+    from fcn_jax import cli
+
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 5 GB")
+    assert cli.explain(error) == (
+        "out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 5 GB:"
+        " lower data.batch_size, eval.batch_size or --max_side"
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.explain(jax.errors.JaxRuntimeError("INTERNAL: a defect"))
