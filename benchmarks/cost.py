@@ -1,0 +1,88 @@
+"""Floating-point operations of one optimizer update of each config, counted by XLA in the lowered program.
+
+python benchmarks/cost.py
+"""
+
+import functools
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from fcn_jax import config as config_lib
+from fcn_jax import optim, train_state
+from fcn_jax.models.spec import ModelSpec
+
+# Classes and largest image of each dataset.
+DATASETS = {"voc_segmentation": (21, (500, 500)), "camvid": (11, (360, 480)), "shapes": (6, (96, 96))}
+
+
+def load(path, *arguments):
+    """get_config of a file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*arguments)
+
+
+def flops(config, network):
+    """Of one update of a stage."""
+    classes, largest = DATASETS[config.data.name]
+    names, palette = tuple(map(str, range(classes))), ((0, 0, 0),) * classes
+    model = config.model
+    spec = ModelSpec(
+        network,
+        model.backbone,
+        model.geometry,
+        model.at_once,
+        model.upsampling,
+        model.width,
+        model.fc_width,
+        names,
+        palette,
+    )
+    params = spec.abstract_params()
+    frozen = config_lib.words(config.optim.frozen)
+    optimizer = optim.make_optimizer(
+        params,
+        name=config.optim.name,
+        schedule=lambda step: 1e-4,
+        momentum=config.optim.momentum,
+        weight_decay=config.optim.weight_decay,
+        bias_multiplier=config.optim.bias_multiplier,
+        clip_norm=config.optim.clip_norm,
+        frozen=frozen,
+    )
+    step = functools.partial(
+        train_state.train_step,
+        model=spec.build(dropout=model.dropout, dtype=model.dtype),
+        optimizer=optimizer,
+        groups=optim.parameter_groups(params, frozen),
+        class_weights=jnp.ones(classes),
+        normalization=config.loss.normalization,
+        seed=0,
+    )
+    lead = (config.data.accumulate, config.data.batch_size, *(config.data.crop_size or largest))
+    batch = {
+        "image": jax.ShapeDtypeStruct((*lead, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct(lead, jnp.uint8),
+        "size": jax.ShapeDtypeStruct((*lead[:2], 2), jnp.int32),
+    }
+    state = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)
+    return jax.jit(step).lower(state, batch).cost_analysis()["flops"]
+
+
+def main():
+    """Prints a Markdown table."""
+    folder = pathlib.Path(__file__).parents[1] / "configs"
+    print("| config | network | batch | TFLOP an update |\n|---|---|---|---|")
+    for path, arguments in [(p, ()) for p in sorted(folder.glob("*.py"))] + [(folder / "fcn8s.py", ("demo",))]:
+        config = load(path, *arguments)
+        for network in config_lib.words(config.network):
+            cost = flops(config, network) / 1e12
+            print(f"| {':'.join((path.name, *arguments))} | {network} | {config.data.batch_size} | {cost:.3g} |")
+
+
+if __name__ == "__main__":
+    main()
