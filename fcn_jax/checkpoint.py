@@ -4,13 +4,16 @@ Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}.
 `model/model.json` alone is a parameters-only checkpoint: converted weights.
 """
 
+import contextlib
 import errno
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from fcn_jax.models import spec as model_spec
@@ -22,6 +25,17 @@ METRIC = "mean_iou"
 
 def _metric(metrics: dict[str, float]) -> float:
     return metrics[METRIC]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what Orbax warns of when it opens a folder to read."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class Checkpoints:
@@ -41,7 +55,8 @@ class Checkpoints:
             "train": ocp.StandardCheckpointHandler(),
             "model": ocp.JsonCheckpointHandler(filename="model.json"),
         }
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        with _quiet():
+            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The newest step saved, None without any."""

@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         detail = error.args[0]
         while isinstance(detail, Exception):
             detail = detail.args[0]
-        sys.exit(f"unknown config key {' '.join(str(detail).split())}")
+        sys.exit(f"unknown config key {'. '.join(str(detail).splitlines())}")
     except (flags.Error, TypeError, *USER_ERRORS) as error:
         sys.exit(last_line(error))
 
@@ -72,7 +72,7 @@ def explain(error: Exception) -> str:
 
 def last_line(error: Exception) -> str:
     """Of a config file that fails, its traceback's last line; of a short message, all of it."""
-    return str(error).strip().splitlines()[-1]
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _shortened(text: str, limit: int = 200) -> str:

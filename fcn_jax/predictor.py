@@ -1,7 +1,6 @@
 """A trained network as a function from images to masks, for notebooks and for fcn_jax.predict."""
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -34,11 +33,11 @@ class Predictor:
 
         self._predict = jax.jit(predict)
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Any:
+    def __call__(self, images: Any) -> Any:
         """Class ids of one image, of a batch, or of a list of images of different sizes.
 
         Args:
-          images: uint8 RGB [H, W, 3], or [B, H, W, 3], or a sequence of [H, W, 3].
+          images: uint8 RGB [H, W, 3], or [B, H, W, 3], or a list of [H, W, 3].
 
         Returns:
           uint8 [H, W], or [B, H, W], or a list of [H, W], as the images were given.
@@ -46,14 +45,18 @@ class Predictor:
         Raises:
           ValueError: not uint8 RGB.
         """
-        if isinstance(images, np.ndarray) and images.ndim != 4:
+        several = images.ndim == 4 if isinstance(images, np.ndarray) else isinstance(images, list | tuple)
+        if not several:
             return self._batch([images])[0]
         # In parts, since a batch is padded to its largest image.
         masks = [m for i in range(0, len(images), BATCH) for m in self._batch(list(images[i : i + BATCH]))]
         return np.stack(masks) if isinstance(images, np.ndarray) and masks else masks
 
-    def _batch(self, images: list[np.ndarray]) -> list[np.ndarray]:
+    def _batch(self, images: list[Any]) -> list[np.ndarray]:
         for image in images:
+            if not isinstance(image, np.ndarray):
+                how = "np.asarray(PIL.Image.open(path).convert('RGB'))"
+                raise ValueError(f"an image is a {type(image).__name__}: give an array, {how}")
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise ValueError(
                     f"an image is {image.dtype} {list(image.shape)}: give uint8 RGB [height, width, 3], values 0..255"

@@ -6,6 +6,8 @@ import functools
 import json
 import logging
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +82,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / "config.json", config_lib.to_json(config))
     _forget_curves_after(workdir, step)
-    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1 if step else None)
+    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
     with checkpoint.Checkpoints(workdir) as checkpoints, writer:
         _run_stages(Run(config, workdir, mesh, train_split, eval_split, checkpoints, writer), step)
 
@@ -136,7 +138,8 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     else:
         state = jax.jit(create, out_shardings=whole)(_initial_params(run, stage, previous))
     log.info("%s: steps %d to %d", stage.network, int(state.step), stage.end)
-    state = _loop(run, stage, spec, state, dataset, update, eval_step)
+    with _Stop() as stop:
+        state = _loop(run, stage, spec, state, dataset, update, eval_step, stop)
     return jax.tree.map(np.asarray, state.params)
 
 
@@ -148,6 +151,7 @@ def _loop(
     dataset: Any,
     update: Callable[..., Any],
     eval_step: Callable[..., Any],
+    stop: "_Stop",
 ) -> train_state.TrainState:
     config, schedule = run.config, _schedule(run.config, stage)
     start = int(state.step)
@@ -168,15 +172,39 @@ def _loop(
             _write_curve(run, step, {**curve, "gradient_norm": float(results["gradient_norm"])})
             log.info("step %d/%d  loss %.4f  %s", step, end, curve["loss"], clock.tell(step))
             losses.clear()
-        if evaluates or step % config.log.checkpoint_every == 0:
+        if evaluates or stop.asked or step % config.log.checkpoint_every == 0:
             _check_finite(run, state, dataset)
             with clock.stopped():
                 scores = _evaluate(run, state, eval_step, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)
+        if stop.asked:
+            raise KeyboardInterrupt
         if last:
             break
     run.checkpoints.wait()
     return state
+
+
+class _Stop:
+    """While it is open, the first Ctrl-C lets a step and its evaluation come to their end; the second is as usual."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "_Stop":
+        self._usual = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread():  # only there Python takes signals
+            signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._usual)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._usual)
+        log.info("stopping when this step is done and saved; Ctrl-C again stops at once")
 
 
 def _evaluate(
@@ -322,7 +350,7 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     changes = config_lib.changes(json.loads(path.read_text()), config) if path.exists() else []
     if changes:
         raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(changes)}): use another --workdir, or delete it"
+            f"use another --workdir, or delete {workdir}, which holds a run with another config: {'; '.join(changes)}"
         )
 
 

@@ -69,8 +69,8 @@ def workdir(data_dir, tmp_path_factory):
         (("--confg=x",), r"Unknown command line flag 'confg'. Did you mean: config"),
         (("--config=configs/none.py",), r"No such file or directory: 'configs/none.py'"),
         (("--config=configs/fcn8s.py:tiny",), r"has no variant 'tiny': choose paper or demo"),
-        ((DEMO, "--config.model.widht=3"), r"unknown config key 'widht' Did you mean \"width\""),
-        ((DEMO, "--config.modle.width=3"), r"unknown config key 'modle' Did you mean \"model\""),
+        ((DEMO, "--config.model.widht=3"), r"unknown config key 'widht'. Did you mean \"width\""),
+        ((DEMO, "--config.modle.width=3"), r"unknown config key 'modle'. Did you mean \"model\""),
         ((DEMO, "--config.model.width=wide"), r"config.model.width=wide: invalid literal for int"),
         ((DEMO, "--config.model.geometry=valid"), r"config.model.geometry='valid': choose from caffe, same"),
         ((DEMO, "--mode=evaluate"), r"flag --mode=evaluate: value should be one of <train\|eval>"),
@@ -110,7 +110,8 @@ def test_a_finished_run_says_so(workdir, data_dir):
 
 def test_a_workdir_of_another_config(workdir, data_dir):
     process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}", "--config.seed=5")
-    assert "another config (seed: 0 -> 5): use another --workdir" in error_of(process)
+    line = error_of(process)
+    assert re.search(r"use another --workdir, or delete .*, which holds a run with another config: seed: 0 -> 5$", line)
 
 
 @pytest.mark.slow
@@ -134,7 +135,10 @@ def test_ctrl_c_and_the_same_command_again(data_dir, tmp_path):
     process.send_signal(signal.SIGINT)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
+    assert "stopping when this step is done and saved" in stderr
     kept = max(int(p.name) for p in (tmp_path / "checkpoints").glob("*") if p.name.isdigit())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    assert kept == max(steps), "nothing done is lost"
     assert f"interrupted: the same command goes on from step {kept}" in stderr
     assert "Traceback" not in stderr
     again = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)

@@ -165,7 +165,7 @@ def split_of(data_dir):
 
 
 def test_a_workdir_of_another_config_is_refused(finished, data_dir):
-    with pytest.raises(ValueError, match=r"another config \(model.width: 2 -> 3; optim.momentum: 0.9 -> 0.5\)"):
+    with pytest.raises(ValueError, match=r"another config: model.width: 2 -> 3; optim.momentum: 0.9 -> 0.5$"):
         train.train_and_evaluate(tiny_config(data_dir, **{"model.width": 3, "optim.momentum": 0.5}), finished)
 
 
@@ -231,8 +231,13 @@ def test_prediction_agrees_with_evaluation(finished, data_dir):
     for e, mask in zip(examples, masks, strict=True):
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(predict(e["image"]), mask)
-    with pytest.raises(ValueError, match=r"an image is float64 \[5, 5\]: give uint8 RGB"):
-        predict([np.zeros((5, 5))])
+    for wrong, message in [
+        ([np.zeros((5, 5))], r"an image is float64 \[5, 5\]: give uint8 RGB"),
+        (np.zeros((5, 5), np.uint8), r"an image is uint8 \[5, 5\]: give uint8 RGB"),
+        ("photograph.jpg", "an image is a str: give an array"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            predict(wrong)
 
 
 def test_find_says_what_it_wants(tmp_path):

@@ -136,8 +136,8 @@ def require_folder(raw_dir: pathlib.Path, name: str) -> pathlib.Path:
     """The folder `name` of `raw_dir`; FileNotFoundError if it is not there."""
     if not (raw_dir / name).is_dir():
         raise FileNotFoundError(
-            f"{str(raw_dir)!r} has no folder {name}: set config.data.raw_dir to the folder that holds it,"
-            " or leave it empty to download what may be downloaded"
+            f"{str(raw_dir)!r} has no folder {name}: config.data.raw_dir must hold it beside the others that"
+            " the split needs, or be empty to download what may be downloaded"
         )
     return raw_dir / name
 
