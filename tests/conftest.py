@@ -13,7 +13,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Tiny networks compile again and again with the same shapes.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="fcn_jax_xla_"))
+CACHE = tempfile.TemporaryDirectory(prefix="fcn_jax_xla_")  # it goes with the process
+jax.config.update("jax_compilation_cache_dir", CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -137,7 +137,7 @@ def test_overlapping_splits_are_refused(opened):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no folder VOCdevkit/VOC2012: set config\.data\.raw_dir"):
+    with pytest.raises(FileNotFoundError, match=r"has no folder VOCdevkit/VOC2012: config\.data\.raw_dir must hold it"):
         datasets.open_split("voc_segmentation", "train", raw_dir=str(tmp_path), data_dir=tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_camvid_list_decides_where_there_is_one(tmp_path, separator):
 
 
 def test_camvid_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no folder CamVid/train: set config\.data\.raw_dir"):
+    with pytest.raises(FileNotFoundError, match=r"has no folder CamVid/train: config\.data\.raw_dir must hold it"):
         camvid.Camvid.list_examples("train", tmp_path)
     write_camvid(tmp_path, "train", ["one"])
     (tmp_path / "CamVid" / "trainannot" / "one.png").unlink()
