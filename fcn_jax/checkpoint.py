@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -21,6 +22,7 @@ from fcn_jax.train_state import TrainState
 
 MODEL_JSON = "model/model.json"
 METRIC = "mean_iou"
+_PIECE = 32 * 2**20  # bytes
 
 
 def _metric(metrics: dict[str, float]) -> float:
@@ -74,11 +76,7 @@ class Checkpoints:
           OSError: the disk has no room for it (found before anything is written).
         """
         step = int(state.step)
-        needed = sum(x.nbytes for x in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            message = f"the checkpoint of step {step} needs {needed / 1e6:.1f} MB, of which {free / 1e6:.1f} are free"
-            raise OSError(errno.ENOSPC, message, str(self.directory))
+        _check_room(self.directory, state, f"the checkpoint of step {step}")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             train=ocp.args.StandardSave({"opt_state": state.opt_state, "bad_step": state.bad_step}),
@@ -154,13 +152,31 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
 
 
 def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.ModelSpec) -> None:
-    """Writes a parameters-only checkpoint to a directory that does not exist yet."""
-    items = ocp.args.Composite(params=ocp.args.StandardSave(params), model=ocp.args.JsonSave(spec.to_json()))
+    """Writes a parameters-only checkpoint to a directory that does not exist yet; OSError if there is no room."""
+    directory = pathlib.Path(directory).absolute()
+    _check_room(directory.parent, params, "the parameters")
+    # In pieces, and without the copy of NumPy arrays that guards an asynchronous save: half the memory.
+    handlers = ocp.type_handlers
+    numpy_handler = handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = handlers.create_type_handler_registry((np.ndarray, numpy_handler), (jax.Array, handlers.ArrayHandler()))
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_PIECE), params)
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params, save_args=pieces), model=ocp.args.JsonSave(spec.to_json())
+    )
     handler = ocp.CompositeCheckpointHandler(
-        params=ocp.StandardCheckpointHandler(), model=ocp.JsonCheckpointHandler(filename="model.json")
+        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        model=ocp.JsonCheckpointHandler(filename="model.json"),
     )
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(pathlib.Path(directory).absolute(), args=items)
+        checkpointer.save(directory, args=items)
+
+
+def _check_room(folder: pathlib.Path, tree: Any, what: str) -> None:
+    """Orbax would find a full disk only after it had filled it."""
+    needed, free = sum(x.nbytes for x in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
+    if free < needed:
+        message = f"{what} would take {needed / 1e6:.1f} MB, of which {free / 1e6:.1f} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
 
 
 def with_sharding(tree: Any, sharding: Any) -> Any:

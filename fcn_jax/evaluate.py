@@ -94,6 +94,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
     directory = checkpoint.find(workdir, which)
     params, spec = checkpoint.load_params(directory, sharding.replicated(mesh))
+    if len(spec.mean) != 3:
+        raise ValueError(f"the network takes {len(spec.mean)} channels, and the images of {config.data.name} have 3")
     data = datasets.open_split(config.data.name, split, raw_dir=config.data.raw_dir, data_dir=config.data.data_dir)
     if tuple(data.class_names) != spec.class_names:
         raise ValueError(

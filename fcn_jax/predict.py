@@ -78,6 +78,9 @@ def main(argv: Sequence[str]) -> None:
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
     predictor = load(checkpoint, which=_WHICH.value)
+    if len(predictor.spec.mean) != 3:
+        channels = len(predictor.spec.mean)
+        raise ValueError(f"{checkpoint} takes {channels} channels, photographs have 3: call fcn_jax.load on arrays")
     output.mkdir(parents=True, exist_ok=True)
     palette, failed = predictor.spec.palette, 0
     for path in progress.bar(images, "predicting", len(images), "images"):

@@ -37,13 +37,14 @@ class Predictor:
         """Class ids of one image, of a batch, or of a list of images of different sizes.
 
         Args:
-          images: uint8 RGB [H, W, 3], or [B, H, W, 3], or a list of [H, W, 3].
+          images: uint8 RGB [H, W, 3], or [B, H, W, 3], or a list of [H, W, 3]. A network with further input channels
+            takes as many as its spec has means, in uint8 or float32.
 
         Returns:
           uint8 [H, W], or [B, H, W], or a list of [H, W], as the images were given.
 
         Raises:
-          ValueError: not uint8 RGB.
+          ValueError: not uint8 RGB, or another number of channels than the network has.
         """
         several = images.ndim == 4 if isinstance(images, np.ndarray) else isinstance(images, list | tuple)
         if not several:
@@ -53,16 +54,19 @@ class Predictor:
         return np.stack(masks) if isinstance(images, np.ndarray) and masks else masks
 
     def _batch(self, images: list[Any]) -> list[np.ndarray]:
+        channels = len(self.spec.mean)
         for image in images:
             if not isinstance(image, np.ndarray):
                 how = "np.asarray(PIL.Image.open(path).convert('RGB'))"
                 raise ValueError(f"an image is a {type(image).__name__}: give an array, {how}")
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise ValueError(
-                    f"an image is {image.dtype} {list(image.shape)}: give uint8 RGB [height, width, 3], values 0..255"
-                )
+            # Depth and the like do not fit into 8 bits.
+            dtypes, kind = ([np.uint8], "uint8 RGB") if channels == 3 else ([np.uint8, np.float32], "uint8 or float32")
+            if image.dtype not in dtypes or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+                wanted = f"{kind} [height, width, {channels}], values 0..255"
+                raise ValueError(f"an image is {image.dtype} {list(image.shape)}: give {wanted}")
         sizes = np.array([image.shape[:2] for image in images], np.int32)
-        canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), 3), np.uint8)
+        dtype = np.result_type(*images)
+        canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), channels), dtype)
         for row, image in zip(canvas, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = image
         masks = np.asarray(self._predict(self.params, canvas, sizes))

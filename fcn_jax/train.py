@@ -237,15 +237,16 @@ def _evaluate(
 
 def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     """Host parameters before a stage: those of the stage before, or initial ones with the weights of the config."""
-    init = run.config.init
-    fresh = jax.tree.map(np.asarray, jax.jit(run.spec(stage.network).init)(jax.random.key(run.config.seed)))
+    init, spec = run.config.init, run.spec(stage.network)
+    initial = functools.partial(jax.jit(spec.init), jax.random.key(run.config.seed))
     if stage.start:
+        before = next(s for s in config_lib.stages(run.config) if s.end == stage.start)
         old = previous or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
-        # Layers that the network before did not have start as they are made: scores zero, upsampling bilinear.
-        return jax.tree.map(np.asarray, {layer: old.get(layer, fresh[layer]) for layer in fresh})
-    arrays = weights.read(init.weights, pathlib.Path(init.cache_dir).expanduser()) if init.weights else {}
-    params, report = merge.merge(fresh, arrays, random=config_lib.words(init.random), skip=config_lib.words(init.skip))
-    log.info("%s", merge.format_report(report))
+        params, _ = merge.merge(spec, weights.from_params(old, run.spec(before.network)), initial=initial)
+    else:
+        found = weights.read(init.weights, init.cache_dir) if init.weights else weights.NONE
+        random, skip = config_lib.words(init.random), config_lib.words(init.skip)
+        params, _ = merge.merge(spec, found, initial=initial, random=random, skip=skip, classes=init.classes)
     log.info("%s: %s parameters", stage.network, f"{parameter_overview.count_parameters(params):,}")
     return params
 

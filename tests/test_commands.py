@@ -234,7 +234,7 @@ def test_full_disk(data_dir, tmp_path):
         wrap=(*mounted("-o size=300k", 'mkdir "$0/run";'), tmp_path),
     )
     line = error_of(process)
-    assert re.match("disk full: .*: free some space; the same command goes on from the last checkpoint", line), line
+    assert re.match("disk full: .*: free some space and give the same command again", line), line
 
 
 @needs_namespaces

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax.models import upsample, vgg
-from fcn_jax.models.layers import Map, at_least_float32, conv
+from fcn_jax.models.layers import MEAN_BGR, Map, at_least_float32, conv
 
 # An encoder makes its layers inside of FCN.__call__ and returns the maps pool3, pool4 and fc7, at strides 8, 16, 32.
 BACKBONES = {"vgg16": vgg.encode}
@@ -41,6 +41,7 @@ class FCN(nn.Module):
       geometry: `caffe` or `same`.
       at_once: scale the skips as the at-once network does.
       upsampling: `fixed` (bilinear, no parameters) or `learned` (dense kernels that start bilinear).
+      mean: (B, G, R), subtracted from the image; each further value is the mean of a further channel.
       width, fc_width: channels of conv1_x and of fc6/fc7; 64 and 4096 are VGG16.
       dropout: rate after fc6 and fc7.
       dtype: what the encoder computes in; scores and upsampling are float32.
@@ -52,6 +53,7 @@ class FCN(nn.Module):
     geometry: str = "same"
     at_once: bool = False
     upsampling: str = "fixed"
+    mean: tuple[float, ...] = MEAN_BGR
     width: int = 64
     fc_width: int = 4096
     dropout: float = 0.5
@@ -62,7 +64,7 @@ class FCN(nn.Module):
         """Class scores of a padded batch.
 
         Args:
-          image: uint8 RGB [B, H, W, 3]; what lies outside an image's size does not matter.
+          image: RGB 0..255 [B, H, W, 3], uint8 or another dtype; what lies outside an image's size does not matter.
           sizes: int32 [B, 2], height and width of each image at the top left of its canvas; None: all of the canvas.
           train: applies dropout (rng stream `dropout`).
 
@@ -73,6 +75,7 @@ class FCN(nn.Module):
             image,
             sizes,
             geometry=self.geometry,
+            mean=self.mean,
             width=self.width,
             fc_width=self.fc_width,
             dropout=self.dropout,

@@ -41,9 +41,16 @@ class Map(NamedTuple):
         return Map(jnp.where(inside, self.x, jnp.zeros((), self.x.dtype)), self.extent)
 
 
-def preprocess(image: jax.Array, dtype: Any) -> jax.Array:
-    """uint8 RGB [B, H, W, 3] -> BGR minus the mean, the one input convention."""
-    return image[..., ::-1].astype(dtype) - jnp.asarray(MEAN_BGR, dtype).reshape(1, 1, 1, 3)
+def preprocess(image: jax.Array, mean: tuple[float, ...], dtype: Any) -> jax.Array:
+    """RGB [B, H, W, 3] in 0..255 -> BGR minus the mean (B, G, R); channels after the third stay where they are.
+
+    Raises:
+      ValueError: the image has not one channel for each value of the mean.
+    """
+    if image.shape[-1] != len(mean):
+        raise ValueError(f"the images have {image.shape[-1]} channels and the network takes {len(mean)}")
+    bgr = jnp.concatenate([image[..., 2::-1], image[..., 3:]], -1)
+    return bgr.astype(dtype) - jnp.asarray(mean, dtype).reshape(1, 1, 1, -1)
 
 
 def at_least_float32(dtype: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax.models import fcn
+from fcn_jax.models.layers import MEAN_BGR
 
 FORMAT_VERSION = 1
 _CHOICES = {
@@ -31,6 +32,7 @@ class ModelSpec:
     fc_width: int
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB 0..255, one per class
+    mean: tuple[float, ...] = MEAN_BGR  # (B, G, R); a fourth value adds a fourth input channel
 
     def build(self, *, dropout: float = 0.0, dtype: str = "float32") -> fcn.FCN:
         """The Flax module."""
@@ -41,15 +43,21 @@ class ModelSpec:
             geometry=self.geometry,
             at_once=self.at_once,
             upsampling=self.upsampling,
+            mean=self.mean,
             width=self.width,
             fc_width=self.fc_width,
             dropout=dropout,
             dtype=jnp.dtype(dtype),
         )
 
+    @property
+    def upsampling_layers(self) -> tuple[str, ...]:
+        """Names of the upsampling layers; they have parameters where `upsampling` is learned."""
+        return (*(fcn.SKIP_UPSCORE[skip] for skip in fcn.SKIPS[self.network]), fcn.FINAL_NAME[self.network])
+
     def init(self, key: jax.Array) -> Any:
         """Fresh parameters {layer: {name: float32 array}}; they do not depend on the size of any image."""
-        image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+        image = jnp.zeros((1, 32, 32, len(self.mean)), jnp.uint8)
         return self.build().init(key, image)["params"]
 
     def abstract_params(self) -> Any:
@@ -68,11 +76,13 @@ class ModelSpec:
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise ValueError(f"{where}: format_version {version!r}, but this version of fcn_jax reads {FORMAT_VERSION}")
+        data.setdefault("mean", MEAN_BGR)  # model.json did not always have it
         if data.keys() != fields:
             raise ValueError(f"{where}: keys {sorted(data.keys() ^ fields)} are missing or unknown")
         for key, choices in _CHOICES.items():
             if data[key] not in choices:
                 raise ValueError(f"{where}: {key} {data[key]!r} is unknown, choose from {', '.join(choices)}")
+        data["mean"] = tuple(data["mean"])
         data["class_names"] = tuple(data["class_names"])
         data["palette"] = tuple(tuple(colour) for colour in data["palette"])
         return cls(**data)

@@ -5,6 +5,8 @@ Both forms give the full transposed convolution, (n + 1) * s from n. `fixed` is 
 and many times faster than a dilated convolution on CPU (benchmarks/upsampling.py).
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,9 +29,17 @@ def bilinear_kernel(stride: int, channels: int) -> np.ndarray:
     return kernel
 
 
+def is_bilinear(kernel: np.ndarray) -> bool:
+    """Whether a kernel [k, k, I, O] is the one that `bilinear_kernel` gives, to 1e-6."""
+    size, channels = len(kernel), kernel.shape[-1]
+    if kernel.shape != (size, size, channels, channels) or size % 2:
+        return False
+    return np.allclose(kernel, bilinear_kernel(size // 2, channels), rtol=0, atol=1e-6)
+
+
 def fixed_bilinear(x: jax.Array, stride: int) -> jax.Array:
     """Transposed convolution [B, H, W, C] -> [B, (H + 1) s, (W + 1) s, C] with the diagonal bilinear kernel."""
-    rows, columns = (jnp.asarray(_interpolation_matrix(n, stride), x.dtype) for n in x.shape[1:3])
+    rows, columns = (_interpolation_matrix(n, stride, x.dtype) for n in x.shape[1:3])
     x = jnp.einsum("oh,bhwc->bowc", rows, x, precision=lax.Precision.HIGHEST)
     return jnp.einsum("pw,bowc->bopc", columns, x, precision=lax.Precision.HIGHEST)
 
@@ -65,10 +75,9 @@ class LearnedUpsample(nn.Module):
         return transposed(x, self.param("kernel", init))
 
 
-def _interpolation_matrix(size: int, stride: int) -> np.ndarray:
-    """M [(n + 1) s, n] with M[s i + r, i] = filter[r]."""
-    matrix = np.zeros(((size + 1) * stride, size), np.float32)
-    weights = bilinear_filter(2 * stride)
-    for i in range(size):
-        matrix[stride * i : stride * (i + 2), i] = weights
-    return matrix
+def _interpolation_matrix(size: Any, stride: int, dtype: Any) -> jax.Array:
+    """M [(n + 1) s, n] with M[s i + r, i] = filter[r]; n may be a symbolic dimension (jax.export)."""
+    row, column = (lax.broadcasted_iota(jnp.int32, ((size + 1) * stride, size), axis) for axis in (0, 1))
+    # The filter times 2s, in whole numbers, so that nothing is rounded but the quotient.
+    distance = jnp.abs(2 * (row - stride * column) - (2 * stride - 1))
+    return jnp.maximum(0, 2 * stride - distance).astype(dtype) / (2 * stride)

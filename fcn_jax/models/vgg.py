@@ -16,6 +16,7 @@ def encode(
     sizes: jax.Array | None,
     *,
     geometry: str,
+    mean: tuple[float, ...],
     width: int,
     fc_width: int,
     dropout: float,
@@ -25,7 +26,7 @@ def encode(
     """conv1_1 .. fc7 of VGG16, called inside the compact method of the network whose layers they become.
 
     Args:
-      image: uint8 RGB [B, H, W, 3].
+      image: uint8 RGB [B, H, W, 3], or with further channels, one for each value of `mean` after the third.
       sizes: int32 [B, 2], each image's height and width at the top left of its canvas; None: all of the canvas.
       geometry: `caffe` pads 100 before conv1_1 and none before fc6, `same` keeps ceil(n / 2^k) at level k.
       width: channels of conv1_x, 64 in VGG16. fc_width: channels of fc6 and fc7, 4096 in VGG16.
@@ -34,7 +35,7 @@ def encode(
       {'pool3', 'pool4', 'fc7': Map}.
     """
     caffe = geometry == "caffe"
-    m = Map(preprocess(image, at_least_float32(dtype)), sizes).masked()
+    m = Map(preprocess(image, mean, at_least_float32(dtype)), sizes).masked()
     m = Map(m.x.astype(dtype), m.extent)
     maps = {}
     for block, convolutions, multiple in BLOCKS:

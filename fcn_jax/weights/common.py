@@ -1,0 +1,95 @@
+"""What every reader gives: named arrays, what was done to them, and the input that they expect."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Convention(NamedTuple):
+    """What a network expects as input: (scale * pixel - mean) / std, pixel in 0..255.
+
+    Attributes:
+      order: of the channels, 'RGB' or 'BGR'.
+      scale: what a pixel is multiplied by.
+      mean: one value per channel, in `order`, subtracted after scaling.
+      std: one value per channel, in `order`.
+    """
+
+    order: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+# The paper's release: voc_layers.py; its PASCAL-Context layer rounds the same mean to three decimals.
+OURS = Convention("BGR", 1.0, (104.00699, 116.66877, 122.67892))
+TORCHVISION = Convention("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# VGG16's own (Simonyan and Zisserman), and so keras.applications.imagenet_utils.preprocess_input's, mode 'caffe'.
+VGG = Convention("BGR", 1.0, (103.939, 116.779, 123.68))
+# The release's nyud_layers.py.
+NYUD_COLOR = Convention("BGR", 1.0, (116.190, 97.203, 92.318))
+NYUD_HHA = Convention("BGR", 1.0, (132.431, 94.076, 118.477))
+CONVENTIONS = {"voc": OURS, "vgg": VGG, "torchvision": TORCHVISION, "nyud-color": NYUD_COLOR, "nyud-hha": NYUD_HHA}
+
+
+def parse_convention(text: str) -> Convention:
+    """A name in CONVENTIONS, or ORDER,SCALE,MEAN,MEAN,MEAN[,STD,STD,STD]; ValueError for anything else."""
+    if text in CONVENTIONS:
+        return CONVENTIONS[text]
+    order, *rest = text.split(",")
+    try:
+        scale, *values = map(float, rest)
+    except ValueError:
+        values = []
+    if order not in ("RGB", "BGR") or len(values) not in (3, 6) or not all(np.isfinite(values)) or 0 in values[3:]:
+        raise ValueError(
+            f"input convention {text!r}: give one of {', '.join(CONVENTIONS)}, or"
+            " ORDER,SCALE,MEAN,MEAN,MEAN[,STD,STD,STD] with ORDER RGB or BGR"
+        )
+    return Convention(order, scale, tuple(values[:3]), tuple(values[3:]) or (1.0, 1.0, 1.0))
+
+
+# The 13 convolutions of VGG16, in order.
+CONVOLUTIONS = [f"conv{block}_{i + 1}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(count)]
+
+
+class Weights(NamedTuple):
+    """Pretrained arrays under the paper's names, as they are in a file but for their layout.
+
+    Attributes:
+      arrays: float32, {'conv1_1/kernel': [3, 3, 3, 64] (HWIO, input channels in the convention's order),
+        'conv1_1/bias': [64], ..., 'fc6/kernel': [7, 7, 512, 4096], 'fc7/kernel': [1, 1, 4096, 4096],
+        'upscore2/kernel': [4, 4, C, C] (h, w, in, out; what models.upsample.transposed takes), ...}. ImageNet's
+        classifier is 'fc8'. The at-once release's Scale layers are 'scale_pool4/scale' [512] and 'scale_pool3/scale'.
+      notes: what was done to an array beyond transposing it: {'fc6/kernel': 'reshaped from 4096x25088'}.
+      convention: the input that conv1_1 expects; None where the file does not say and its use must.
+      model: model.json as a dict, where the file carries it.
+      at_once: whether score_pool4 and score_pool3 expect pools scaled by 0.01 and 0.0001; None where nothing tells.
+    """
+
+    arrays: Arrays
+    notes: dict[str, str]
+    convention: Convention | None
+    model: dict[str, Any] | None = None
+    at_once: bool | None = None
+
+
+def fully_connected(kernel: np.ndarray, size: int, order: str) -> np.ndarray:
+    """A fully connected layer [out, size * size * channels] as the convolution HWIO [size, size, channels, out].
+
+    Args:
+      kernel: [out, in].
+      size: 7 for fc6, 1 for the others.
+      order: in which the map was flattened, 'CHW' (Caffe, PyTorch) or 'HWC' (TensorFlow).
+
+    Raises:
+      ValueError: `in` is not a multiple of size * size.
+    """
+    outputs, inputs = kernel.shape
+    if inputs % (size * size):
+        raise ValueError(f"{outputs}x{inputs} is no {size}x{size} convolution: {inputs} is not a multiple of {size**2}")
+    if order == "CHW":
+        return kernel.reshape(outputs, -1, size, size).transpose(2, 3, 1, 0)
+    return kernel.reshape(outputs, size, size, -1).transpose(1, 2, 3, 0)

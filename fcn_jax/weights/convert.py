@@ -1,0 +1,131 @@
+"""Pretrained weights as a checkpoint of their own: parameters and model.json, which every command accepts."""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fcn_jax import checkpoint
+from fcn_jax.models import fcn, upsample
+from fcn_jax.models.layers import MEAN_BGR
+from fcn_jax.models.spec import ModelSpec
+from fcn_jax.weights import merge
+from fcn_jax.weights.common import Arrays, Weights
+
+# The networks by the release's names: (network, at_once).
+MODELS = {**{name: (name, False) for name in fcn.SKIPS}, "fcn8s_atonce": ("fcn8s", True)}
+
+
+def spec_for(
+    weights: Weights,
+    *,
+    model: str = "",
+    geometry: str = "caffe",
+    class_names: Sequence[str] = (),
+    palette: Sequence[tuple[int, int, int]] = (),
+    extra_means: Sequence[float] = (),
+) -> ModelSpec:
+    """The network that the weights are of.
+
+    Args:
+      weights: what a reader gave; where it carries a model.json, that counts for all that is not given here.
+      model: a key of MODELS; empty: told by the score layers, an FCN-8s where there are none.
+      geometry: as in ModelSpec.
+      class_names, palette: one for each class; the number must be that of score_fr, where the weights have it.
+      extra_means: the means of input channels that are to be added to three.
+
+    Returns:
+      the spec. Its mean is the weights' own where they expect BGR minus a mean, so that nothing has to be folded.
+
+    Raises:
+      ValueError: it cannot be told, or the weights say otherwise.
+    """
+    given: dict[str, Any] = {}
+    arrays = weights.arrays
+    if weights.model is not None:
+        given = dict(vars(ModelSpec.from_json(weights.model, "the weights' model.json")))
+    if model or not given:
+        given["network"], given["at_once"] = MODELS[model] if model else _told_by(weights)
+    scores = arrays.get("score_fr/bias")
+    if class_names or not given.get("class_names"):
+        given["class_names"], given["palette"] = tuple(class_names), tuple(palette)
+    if scores is not None and len(scores) != len(given["class_names"]):
+        raise ValueError(
+            f"score_fr has {len(scores)} classes, but {len(given['class_names'])} are named: give --class_names, with"
+            " commas between"
+        )
+    given.setdefault("geometry", geometry)
+    given.setdefault("backbone", "vgg16")
+    for key, layer in (("width", "conv1_1"), ("fc_width", "fc6")):
+        default = {"width": 64, "fc_width": 4096}[key]
+        given.setdefault(key, len(arrays.get(f"{layer}/bias", np.empty(default))))
+    given.setdefault("upsampling", "fixed" if _bilinear(arrays) else "learned")
+    given["mean"] = (*given.get("mean", _mean(weights)), *extra_means)
+    return ModelSpec(**given)
+
+
+def fit(weights: Weights, spec: ModelSpec, *, allow: Sequence[str] = ()) -> Any:
+    """The parameters of `spec` with what the weights have, as `merge.merge`.
+
+    Args:
+      allow: globs of layers that may be missing, which then start random (seed 0), or left over.
+    """
+    params, _ = merge.merge(
+        spec, weights, initial=lambda: jax.jit(spec.init)(jax.random.key(0)), allow=allow, flags=("--allow", "--allow")
+    )
+    return params
+
+
+def write(output: pathlib.Path, params: Any, spec: ModelSpec) -> None:
+    """Writes a parameters-only checkpoint to a folder that does not exist yet: it appears whole or not at all."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+    part.mkdir()
+    try:
+        checkpoint.save_params(part / "converted", params, spec)
+        (part / "converted").rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def describe(spec: ModelSpec) -> str:
+    """A line for a person."""
+    at_once = ", at-once" if spec.at_once else ""
+    mean = ", ".join(f"{value:g}" for value in spec.mean)
+    return (
+        f"{spec.network}{at_once}, {spec.geometry} geometry, {spec.upsampling} upsampling, width {spec.width}, fc"
+        f" {spec.fc_width}, {len(spec.class_names)} classes, input BGR minus ({mean})"
+    )
+
+
+def _told_by(weights: Weights) -> tuple[str, bool]:
+    """Network and at_once by the skips that have score layers."""
+    arrays = weights.arrays
+    if "score_pool3/kernel" in arrays:
+        if weights.at_once is None:
+            raise ValueError(
+                "the weights do not say whether pool4 and pool3 are scaled down (at-once) or not: give --model=fcn8s or"
+                " --model=fcn8s_atonce"
+            )
+        return "fcn8s", weights.at_once
+    if "score_pool4/kernel" in arrays:
+        return "fcn16s", bool(weights.at_once)
+    return ("fcn32s" if "score_fr/kernel" in arrays else "fcn8s"), False
+
+
+def _bilinear(arrays: Arrays) -> bool:
+    """Whether all upsampling kernels are, or there are none."""
+    kernels = [array for name, array in arrays.items() if name.startswith("upscore")]
+    return all(upsample.is_bilinear(kernel) for kernel in kernels)
+
+
+def _mean(weights: Weights) -> tuple[float, ...]:
+    """The mean (B, G, R) that the network subtracts: the weights' own, if that is all that they expect."""
+    convention = weights.convention
+    if convention is not None and convention.order == "BGR" and convention.scale == 1 and set(convention.std) == {1.0}:
+        return convention.mean
+    return MEAN_BGR

@@ -1,0 +1,169 @@
+"""FCN-32s, FCN-16s and FCN-8s on VGG16 in PyTorch, written from the papers and the authors' release alone.
+
+The layers are named as in the release and in pytorch-fcn, so that a state dict of its FCN32s, FCN16s, FCN8s or
+FCN8sAtOnce loads strictly with the default sizes. NCHW; an image is float BGR minus the mean. Nothing here comes from
+fcn_jax.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MEAN_BGR = (104.00699, 116.66877, 122.67892)
+# Layers of 3x3 convolutions in each block, and its channels as a multiple of the first's.
+BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
+UPSCORES = ("upscore", "upscore2", "upscore_pool4", "upscore8", "upscore16")
+
+
+def bilinear(channels: int, size: int) -> torch.Tensor:
+    """Caffe's "bilinear" filler on the diagonal: [channels, channels, size, size], for an even size."""
+    stride = size // 2
+    line = 1 - (torch.arange(size, dtype=torch.float64) - (stride - 0.5)).abs() / stride
+    weight = torch.zeros(channels, channels, size, size)
+    weight[range(channels), range(channels)] = torch.outer(line, line).float()
+    return weight
+
+
+def upscore_layer(classes: int, stride: int) -> nn.ConvTranspose2d:
+    """Full: from n to (n + 1) * stride; nothing is cut here."""
+    layer = nn.ConvTranspose2d(classes, classes, 2 * stride, stride, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(bilinear(classes, 2 * stride))
+    return layer
+
+
+def pool(x: torch.Tensor) -> torch.Tensor:
+    """Max pooling as Caffe does it: the last window may hang over the edge."""
+    return F.max_pool2d(x, 2, 2, ceil_mode=True)
+
+
+def crop(x: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
+    """Rows and columns from `offset` on, as many as `like` has."""
+    height, width = like.shape[2:]
+    out = x[:, :, offset : offset + height, offset : offset + width]
+    assert out.shape[2:] == like.shape[2:], "the crop leaves the map"
+    return out
+
+
+class FCN(nn.Module):
+    """What the three networks share."""
+
+    def __init__(self, classes: int = 21, width: int = 64, fc_width: int = 4096, at_once: bool = False) -> None:
+        super().__init__()
+        self.at_once = at_once
+        inputs = 3
+        for block, (layers, multiple) in enumerate(BLOCKS, 1):
+            for layer in range(1, layers + 1):
+                padding = 100 if (block, layer) == (1, 1) else 1
+                self.add_module(f"conv{block}_{layer}", nn.Conv2d(inputs, width * multiple, 3, padding=padding))
+                inputs = width * multiple
+        self.fc6 = nn.Conv2d(inputs, fc_width, 7)
+        self.fc7 = nn.Conv2d(fc_width, fc_width, 1)
+        self.score_fr = nn.Conv2d(fc_width, classes, 1)
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """pool3 and pool4 as their scores see them, and score_fr."""
+        x, pools = image, []
+        for block, (layers, _) in enumerate(BLOCKS, 1):
+            for layer in range(1, layers + 1):
+                x = F.relu(self.get_submodule(f"conv{block}_{layer}")(x))
+            x = pool(x)
+            pools.append(x)
+        x = F.relu(self.fc6(x))
+        x = F.relu(self.fc7(x))
+        pool3, pool4 = pools[2:4]
+        if self.at_once:
+            pool3, pool4 = pool3 * 0.0001, pool4 * 0.01
+        return pool3, pool4, self.score_fr(x)
+
+
+class FCN32s(FCN):
+    """One 32x upsampling."""
+
+    def __init__(self, classes: int = 21, width: int = 64, fc_width: int = 4096, at_once: bool = False) -> None:
+        super().__init__(classes, width, fc_width, at_once)
+        self.upscore = upscore_layer(classes, 32)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        _, _, score = self.encode(image)
+        return crop(self.upscore(score), 19, image)
+
+
+class FCN16s(FCN):
+    """With pool4."""
+
+    def __init__(self, classes: int = 21, width: int = 64, fc_width: int = 4096, at_once: bool = False) -> None:
+        super().__init__(classes, width, fc_width, at_once)
+        self.score_pool4 = nn.Conv2d(width * 8, classes, 1)
+        self.upscore2 = upscore_layer(classes, 2)
+        self.upscore16 = upscore_layer(classes, 16)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        _, pool4, score = self.encode(image)
+        score = self.upscore2(score)
+        score = score + crop(self.score_pool4(pool4), 5, score)
+        return crop(self.upscore16(score), 27, image)
+
+
+class FCN8s(FCN):
+    """With pool4 and pool3."""
+
+    def __init__(self, classes: int = 21, width: int = 64, fc_width: int = 4096, at_once: bool = False) -> None:
+        super().__init__(classes, width, fc_width, at_once)
+        self.score_pool3 = nn.Conv2d(width * 4, classes, 1)
+        self.score_pool4 = nn.Conv2d(width * 8, classes, 1)
+        self.upscore2 = upscore_layer(classes, 2)
+        self.upscore_pool4 = upscore_layer(classes, 2)
+        self.upscore8 = upscore_layer(classes, 8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pool3, pool4, score = self.encode(image)
+        score = self.upscore2(score)
+        score = score + crop(self.score_pool4(pool4), 5, score)
+        score = self.upscore_pool4(score)
+        score = score + crop(self.score_pool3(pool3), 9, score)
+        return crop(self.upscore8(score), 31, image)
+
+
+NETWORKS: dict[str, type[FCN]] = {"fcn32s": FCN32s, "fcn16s": FCN16s, "fcn8s": FCN8s}
+
+
+def preprocess(image: np.ndarray) -> torch.Tensor:
+    """uint8 RGB [H, W, 3] -> float BGR minus the mean [1, 3, H, W]."""
+    bgr = image[:, :, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
+    return torch.from_numpy(bgr.transpose(2, 0, 1)[None].copy())
+
+
+def flax_params(state: Mapping[str, torch.Tensor], *, upsampling: str = "learned") -> dict[str, dict[str, np.ndarray]]:
+    """{layer: {"kernel": [height, width, inputs, outputs], "bias": ...}}; `fixed` leaves the upsampling layers out."""
+    out: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in state.items():
+        layer, kind = name.rsplit(".", 1)
+        array = tensor.detach().numpy()
+        if layer in UPSCORES:
+            if upsampling == "learned":
+                out[layer] = {"kernel": array.transpose(2, 3, 0, 1).copy()}  # (inputs, outputs, k, k)
+        elif kind == "weight":
+            out.setdefault(layer, {})["kernel"] = array.transpose(2, 3, 1, 0).copy()  # (outputs, inputs, k, k)
+        else:
+            out.setdefault(layer, {})["bias"] = array.copy()
+    return out
+
+
+def state_dict(params: Mapping[str, Any], model: FCN) -> dict[str, torch.Tensor]:
+    """The converse, to load strictly into `model`; an upsampling without parameters is the bilinear one."""
+    out = {}
+    for layer, arrays in params.items():
+        kernel = np.array(arrays["kernel"])
+        order = (2, 3, 0, 1) if layer in UPSCORES else (3, 2, 0, 1)
+        out[f"{layer}.weight"] = torch.from_numpy(kernel.transpose(order).copy())
+        if "bias" in arrays:
+            out[f"{layer}.bias"] = torch.from_numpy(np.array(arrays["bias"]))
+    for layer, module in model.named_children():
+        if layer in UPSCORES and layer not in params:
+            out[f"{layer}.weight"] = bilinear(module.in_channels, module.kernel_size[0])
+    return out
