@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax. A run keeps two: the latest, to go on from, and the best by mean IU.
+"""Checkpoints by Orbax. A run keeps the latest two, to go on from one if the other is damaged, and the best by mean IU.
 
 Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}. A directory with `params` and
 `model/model.json` alone is a parameters-only checkpoint: converted weights.
@@ -6,6 +6,7 @@ Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}.
 
 import contextlib
 import errno
+import logging
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from fcn_jax.models import spec as model_spec
 from fcn_jax.train_state import TrainState
+
+log = logging.getLogger(__name__)
 
 MODEL_JSON = "model/model.json"
 METRIC = "mean_iou"
@@ -32,12 +35,12 @@ def _metric(metrics: dict[str, float]) -> float:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back what Orbax warns of when it opens a folder to read."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(min(verbosity, logging.ERROR))
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(min(verbosity, absl_logging.ERROR))
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)
 
 
 class Checkpoints:
@@ -47,7 +50,7 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         # Orbax's own best_fn with max_to_keep would delete the latest step, which resuming needs.
         policy = AnyPreservationPolicy(
-            [LatestN(1), BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)]
+            [LatestN(2), BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy, best_fn=_metric, best_mode="max", create=not read_only, read_only=read_only
@@ -109,6 +112,42 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         """Waits for what is being saved, also where an error or Ctrl-C ends the run."""
         self._manager.close()
+
+
+def set_damaged_aside(workdir: pathlib.Path) -> None:
+    """Moves the newest checkpoints that cannot be read whole to workdir/damaged, and says so; reads until one can."""
+    directory = workdir / "checkpoints"
+    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True)
+    for index, step in enumerate(steps):
+        reason = _damage(directory / str(step))
+        if not reason:
+            return
+        aside = workdir / "damaged" / f"{step}"
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        (directory / str(step)).rename(aside)
+        older = f"step {steps[index + 1]}" if index + 1 < len(steps) else "the start"
+        log.warning(
+            "the checkpoint of step %d is damaged (%s): moved to %s, going on from %s", step, reason, aside, older
+        )
+
+
+def _damage(directory: pathlib.Path) -> str:
+    """Why a checkpoint cannot be read, empty if it can. Reads on this process alone."""
+    alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()}, barrier_sync_key_prefix="damage")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    try:
+        model_spec.read(directory / MODEL_JSON)
+        with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            for item in ("params", "train"):
+                saved = checkpointer.metadata(directory / item).item_metadata.tree
+                # As NumPy arrays, whatever devices they were saved from.
+                whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+                checkpointer.restore(directory / item, ocp.args.PyTreeRestore(restore_args=whole))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
+        lines = str(error).splitlines() or [type(error).__name__]
+        return lines[0][:100]
+    return ""
 
 
 def latest_step(workdir: pathlib.Path) -> int:
@@ -180,5 +219,7 @@ def _check_room(folder: pathlib.Path, tree: Any, what: str) -> None:
 
 
 def with_sharding(tree: Any, sharding: Any) -> Any:
-    """The shapes of `tree` as jax.ShapeDtypeStruct placed by `sharding`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    """The shapes of `tree` as jax.ShapeDtypeStruct placed by `sharding`, one for all or a tree of them."""
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding)

@@ -5,11 +5,14 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
 from absl import logging as absl_logging
+
+from fcn_jax.stop import Stopped
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -47,9 +50,17 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
             main(argv)
         except KeyboardInterrupt:
             sys.exit(130)  # as shells count Ctrl-C
-        except (*USER_ERRORS, jax.errors.JaxRuntimeError) as error:
-            print(explain(error), file=sys.stderr, flush=True)
-            # Not sys.exit: threads of a save that failed would go on and print their own tracebacks.
+        except Stopped as error:
+            sys.exit(error.code)
+        except Exception as error:
+            try:
+                print(explain(error), file=sys.stderr, flush=True)
+            except Exception:
+                if not jax.distributed.is_initialized():
+                    raise
+                traceback.print_exc()
+            # Not sys.exit: threads of a save that failed would go on and print their own tracebacks, and JAX would wait
+            # for the other processes, which wait for this one.
             os._exit(1)
 
     return run
@@ -63,10 +74,10 @@ def explain(error: Exception) -> str:
         return f"disk full: {_shortened(text)}: free some space and give the same command again"
     if number == errno.EROFS or "Read-only file system" in text:
         return f"{_shortened(text)}: give a --workdir that can be written"
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        if "RESOURCE_EXHAUSTED" not in text:
-            raise error
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
         return f"out of memory: {_shortened(text)}: lower data.batch_size, eval.batch_size or --max_side"
+    if not isinstance(error, USER_ERRORS):
+        raise error
     return f"{type(error).__name__}: {text}"
 
 

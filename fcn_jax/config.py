@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
 # What may differ when a run is resumed: where data lies and how often things are written or shown.
-MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "eval", "log")
+MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.backbone": ("vgg16",),
     "model.geometry": ("caffe", "same"),
     "model.upsampling": ("fixed", "learned"),
     "model.dtype": ("float32", "bfloat16"),
+    "data.corrupt": ("raise", "skip"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("constant", "poly", "cosine"),
     "loss.normalization": ("sum", "image", "pixel"),
@@ -51,6 +52,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.name = "fcn8s"  # names the default workdir, runs/<name>
     c.seed = 0  # initial weights, order of the data, augmentation and dropout
+    c.deterministic = False  # on GPU: slower kernels that always add in the same order; CPU and TPU do anyway
     # The stages of the run: each continues from the parameters of the one before.
     c.network = "fcn8s"  # fcn32s, fcn16s or fcn8s, with commas between stages
     c.steps = (10_000,)  # optimizer updates
@@ -90,6 +92,7 @@ def default() -> ConfigDict:
     c.data.flip = False  # mirror half of the images
     c.data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
     c.data.replacement = False  # sample with replacement, as the paper does
+    c.data.corrupt = "raise"  # at an image or label that cannot be decoded; skip: go on without it, named and counted
     c.data.num_threads = 2  # that read and augment
 
     c.optim = ConfigDict()
@@ -105,6 +108,9 @@ def default() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.normalization = "pixel"  # sum (the paper's), image (mean of per-image means), pixel (mean over the batch)
     c.loss.class_weights = "none"  # none, median_frequency, sqrt_median_frequency, or one number per class: 1,0.5,2
+
+    c.sharding = ConfigDict()
+    c.sharding.params = False  # divide parameters and optimizer state over the devices, instead of copies on each
 
     c.eval = ConfigDict()
     c.eval.batch_size = 8

@@ -13,18 +13,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fcn_jax import checkpoint, metrics, progress, sharding, train_state, visualize
+from fcn_jax import checkpoint, distributed, metrics, progress, sharding, train_state, visualize
 from fcn_jax import config as config_lib
+from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
 
 
 def compile_eval_step(
-    spec: ModelSpec, mesh: Mesh, split: datasets.Split, *, dtype: str, batch_size: int
+    spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, *, dtype: str, batch_size: int
 ) -> Callable[..., Any]:
     """train_state.eval_step of one network on batches of one split, compiled over the mesh.
 
-    Its counts come back whole on every device. ValueError with what would fit if the memory does not suffice.
+    `places` are the shardings of the parameters (one for all will do). The counts come back whole on every device.
+    ValueError with what would fit if the memory does not suffice.
     """
     step = functools.partial(train_state.eval_step, model=spec.build(dtype=dtype))
     whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
@@ -34,7 +36,7 @@ def compile_eval_step(
         "label": jax.ShapeDtypeStruct((batch_size, *canvas), jnp.uint8, sharding=divided),
         "size": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32, sharding=divided),
     }
-    params = checkpoint.with_sharding(spec.abstract_params(), whole)
+    params = checkpoint.with_sharding(spec.abstract_params(), places)
     outputs = {"confusion": whole, "loss": whole, "prediction": divided}
     compiled = jax.jit(step, out_shardings=outputs).lower(params, batch).compile()
     sharding.check_memory("eval.batch_size", compiled.memory_analysis(), params, batch_size, mesh)
@@ -50,12 +52,14 @@ def evaluate(
     batch_size: int,
     num_threads: int,
     pictures: int = 0,
+    corrupt: str = "raise",
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The results of `params` on a split, and panels of its first images.
 
     Returns:
-      ({split, num_examples, loss (mean per labelled pixel), the four scores, per_class_iou {name: value},
-      confusion_matrix}, panels RGB [H', W', 3]).
+      ({split, num_examples (that were read), num_corrupt (that were not, or were left out when the split was prepared),
+      loss (mean per labelled pixel), the four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB
+      [H', W', 3]).
     """
     dataset = pipeline.eval_dataset(
         split,
@@ -63,7 +67,9 @@ def evaluate(
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        corrupt=corrupt,
     )
+    skipped = 0
     confusion = np.zeros((len(split.class_names),) * 2, np.int64)
     loss = 0.0
     panels: list[np.ndarray] = []
@@ -71,6 +77,7 @@ def evaluate(
     batches = pipeline.iterate(dataset, 0, num_threads)
     for batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
+        skipped += int(batch["corrupt"].sum())
         counts = eval_step(params, sharding.to_devices(arrays, mesh, 0))
         if len(panels) < pictures:
             prediction = np.concatenate([s.data for s in counts["prediction"].addressable_shards])
@@ -82,7 +89,13 @@ def evaluate(
     for last in pending:
         confusion, loss = _add(confusion, loss, last)
     scores = metrics.scores(confusion)
-    results = {"split": split.split, "num_examples": len(split.ids), "loss": loss / max(int(confusion.sum()), 1)}
+    skipped = distributed.total(skipped)
+    results = {
+        "split": split.split,
+        "num_examples": len(split.ids) - skipped,
+        "num_corrupt": skipped + len(split.corrupt),
+        "loss": loss / max(int(confusion.sum()), 1),
+    }
     scores["per_class_iou"] = dict(zip(split.class_names, scores["per_class_iou"].tolist(), strict=True))
     return {**results, **scores, "confusion_matrix": confusion.tolist()}, panels
 
@@ -93,10 +106,17 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
     mesh = sharding.make_mesh()
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
     directory = checkpoint.find(workdir, which)
-    params, spec = checkpoint.load_params(directory, sharding.replicated(mesh))
+    whole = sharding.replicated(mesh)
+    params, spec = checkpoint.load_params(directory, whole)
     if len(spec.mean) != 3:
         raise ValueError(f"the network takes {len(spec.mean)} channels, and the images of {config.data.name} have 3")
-    data = datasets.open_split(config.data.name, split, raw_dir=config.data.raw_dir, data_dir=config.data.data_dir)
+    data = datasets.open_split(
+        config.data.name,
+        split,
+        raw_dir=config.data.raw_dir,
+        data_dir=config.data.data_dir,
+        corrupt=config.data.corrupt,
+    )
     if tuple(data.class_names) != spec.class_names:
         raise ValueError(
             f"the checkpoint knows {len(spec.class_names)} classes ({', '.join(spec.class_names)}),"
@@ -104,16 +124,18 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
             " evaluate it on its own dataset"
         )
     results, panels = evaluate(
-        compile_eval_step(spec, mesh, data, dtype=config.model.dtype, batch_size=config.eval.batch_size),
+        compile_eval_step(spec, whole, mesh, data, dtype=config.model.dtype, batch_size=config.eval.batch_size),
         params,
         data,
         mesh,
         batch_size=config.eval.batch_size,
         num_threads=config.data.num_threads,
         pictures=config.eval.pictures,
+        corrupt=config.data.corrupt,
     )
     results = {"step": int(directory.name) if directory.name.isdigit() else 0, **results}
-    write_results(workdir, results, data, panels)
+    if distributed.is_main():
+        write_results(workdir, results, data, panels)
     return results
 
 
@@ -125,9 +147,7 @@ def write_results(
     readable = {key: _null_if_nan(value) for key, value in results.items()}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
     path = workdir / f"eval_{name}.json"
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(readable, indent=2) + "\n")
-    partial.replace(path)
+    workdir_lib.write(path, json.dumps(readable, indent=2) + "\n")
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
         Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
@@ -139,10 +159,10 @@ def _add(confusion: np.ndarray, loss: float, counts: tuple[jax.Array, jax.Array]
 
 def _panels(batch: dict[str, np.ndarray], prediction: np.ndarray, split: datasets.Split) -> list[np.ndarray]:
     panels = []
-    for image, truth, guess, (height, width), name in zip(
-        batch["image"], batch["label"], prediction, batch["size"], batch["id"], strict=True
+    for image, truth, guess, (height, width), name, corrupt in zip(
+        batch["image"], batch["label"], prediction, batch["size"], batch["id"], batch["corrupt"], strict=True
     ):
-        if name:
+        if name and not corrupt:
             part = np.s_[:height, :width]
             panels.append(visualize.panel(image[part], truth[part], guess[part], split.class_names, split.palette))
     return panels

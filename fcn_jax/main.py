@@ -1,5 +1,7 @@
 """Trains or evaluates: python -m fcn_jax.main --config=configs/fcn8s.py"""
 
+import logging
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, s
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config.name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and evaluate on the way), or evaluate alone.")
 _SPLIT = flags.DEFINE_string("split", None, "The split for --mode=eval; default config.data.eval_split.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if the environment does not tell it.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint that --mode=eval takes.")
 
 
@@ -22,15 +27,22 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"unknown argument {argv[1]!r}: every option is --name=value")
     if _CONFIG.value is None:
         raise ValueError("--config is missing: give a file of configs/, such as --config=configs/fcn8s.py:demo")
-    from fcn_jax import evaluate, metrics, train  # after the flags, since they take seconds to import
+    from fcn_jax import distributed, evaluate, metrics, train  # after the flags, since they take seconds to import
 
     config = _CONFIG.value
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+    distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not distributed.is_main():
+        logging.getLogger("fcn_jax").setLevel(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}").expanduser()
     if _MODE.value == "train":
         train.train_and_evaluate(config, workdir)
         return
     split = _SPLIT.value or config.data.eval_split
     results = evaluate.evaluate_checkpoint(config, workdir, split=split, which=_WHICH.value)
+    if not distributed.is_main():
+        return
     print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
     print(metrics.table(results))
 

@@ -1,6 +1,7 @@
 """How fast a loop is, and how long it will take."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,8 @@ from tqdm import tqdm
 def bar(items: Iterable[Any], description: str, total: int, unit: str) -> Iterable[Any]:
     """The items, with a progress bar and its ETA; where no terminal shows it, a line a minute."""
     interval = 0.2 if sys.stderr.isatty() else 60
-    return tqdm(items, description, total, unit=f" {unit}", leave=False, mininterval=interval, delay=1)
+    silent = not logging.getLogger(__name__).isEnabledFor(logging.INFO)  # as all processes but the first are
+    return tqdm(items, description, total, unit=f" {unit}", leave=False, mininterval=interval, delay=1, disable=silent)
 
 
 class Clock:

@@ -1,5 +1,6 @@
-"""Where arrays live, a 1-D mesh `data` with batches split along it and the state on every device; and if they fit."""
+"""Where arrays live: a 1-D mesh `data` with batches split along it, the state whole or divided too; and if they fit."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+_WORTH_DIVIDING = 2**14  # elements; smaller arrays cost more to gather than they save
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -23,6 +26,44 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split_batch(mesh: Mesh, axis: int) -> NamedSharding:
     """The dimension `axis` divided over the devices."""
     return NamedSharding(mesh, PartitionSpec(*([None] * axis), "data"))
+
+
+def place(tree: Any, mesh: Mesh, *, divided: bool) -> Any:
+    """Where each array of a state lives: whole on every device, or, if `divided`, a part on each.
+
+    Divided is the largest dimension that the number of devices divides, of arrays of `_WORTH_DIVIDING` elements on; the
+    rule knows shapes alone, so that a parameter and its moments lie alike.
+    """
+
+    def sharding(x: Any) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(x.shape) if size % mesh.size == 0]
+        if not divided or not fitting or math.prod(x.shape) < _WORTH_DIVIDING:
+            return replicated(mesh)
+        return split_batch(mesh, max(fitting, key=lambda axis: x.shape[axis]))
+
+    return jax.tree.map(sharding, tree)
+
+
+def gather(params: Any, whole: NamedSharding, parts: Any) -> Any:
+    """Divided parameters, whole on every device for the time of a computation; their gradients come back divided."""
+
+    @jax.custom_vjp
+    def on_every_device(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    def forward(params: Any) -> tuple[Any, None]:
+        return on_every_device(params), None
+
+    def backward(_: None, gradient: Any) -> tuple[Any]:
+        return (jax.lax.with_sharding_constraint(gradient, parts),)
+
+    on_every_device.defvjp(forward, backward)
+    return on_every_device(params)
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """The arrays, wherever they live, as NumPy arrays on every host."""
+    return jax.tree.map(np.asarray, jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh, axis: int) -> dict[str, jax.Array]:
@@ -74,7 +115,7 @@ def check_memory(key: str, analysis: Any, fixed: Any, batch_size: int, mesh: Mes
 
 def _device_memory(mesh: Mesh) -> int:
     """Bytes of memory of each device; of the machine, divided by the devices, where these are CPUs."""
-    stats = mesh.devices.flat[0].memory_stats()
+    stats = mesh.local_devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,13 +1,12 @@
 """Training: the stages of a run, the loop, and nothing but the loop."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
 import json
 import logging
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +19,22 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fcn_jax import checkpoint, evaluate, metrics, optim, progress, sharding, train_state, weights
+from fcn_jax import (
+    checkpoint,
+    distributed,
+    evaluate,
+    metrics,
+    optim,
+    progress,
+    sharding,
+    train_state,
+    weights,
+)
 from fcn_jax import config as config_lib
+from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
+from fcn_jax.stop import Stop, Stopped
 from fcn_jax.weights import merge
 
 log = logging.getLogger(__name__)
@@ -39,7 +50,7 @@ class Run:
     train_split: datasets.Split
     eval_split: datasets.Split
     checkpoints: checkpoint.Checkpoints
-    writer: tensorboardX.SummaryWriter
+    writer: tensorboardX.SummaryWriter | None  # None on all processes but the first
 
     def spec(self, network: str) -> ModelSpec:
         """The network of a stage."""
@@ -61,29 +72,54 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs every stage of `config` in `workdir`, from where an earlier start of the same command stopped.
 
     Raises:
-      ValueError: a value of the config, or a workdir that belongs to another config or network.
+      ValueError: a value of the config, or a workdir that belongs to another config, network or running process.
       FloatingPointError: a loss that is not finite; names its step and images.
+      Stopped: by Ctrl-C or SIGTERM; what was done is saved.
     """
     config_lib.validate(config)
     mesh = sharding.make_mesh()
     sharding.check_divisible("data.batch_size", config.data.batch_size, mesh.size)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
-    step, end = checkpoint.latest_step(workdir), config_lib.stages(config)[-1].end
-    if step:
-        _check_same_config(config, workdir)
-    if step >= end:
-        log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, step, end)
+    if _is_finished(config, workdir):
+        end = config_lib.stages(config)[-1].end
+        log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, end, end)
         return
+    data = config.data
     train_split, eval_split = (
-        datasets.open_split(config.data.name, split, raw_dir=config.data.raw_dir, data_dir=config.data.data_dir)
-        for split in (config.data.train_split, config.data.eval_split)
+        datasets.open_split(data.name, split, raw_dir=data.raw_dir, data_dir=data.data_dir, corrupt=data.corrupt)
+        for split in (data.train_split, data.eval_split)
     )
     datasets.check_disjoint(train_split, eval_split)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / "config.json", config_lib.to_json(config))
-    _forget_curves_after(workdir, step)
-    writer = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
-    with checkpoint.Checkpoints(workdir) as checkpoints, writer:
+    with workdir_lib.claimed(workdir, jax.process_index()):
+        distributed.check_shared(workdir)
+        _train_in(config, workdir, mesh, train_split, eval_split)
+
+
+def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether the run in `workdir` is done; ValueError if it is one of another config."""
+    step = checkpoint.latest_step(workdir)
+    if step:
+        _check_same_config(config, workdir)
+    return step >= config_lib.stages(config)[-1].end
+
+
+def _train_in(
+    config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, train_split: datasets.Split, eval_split: datasets.Split
+) -> None:
+    """The run in a workdir that is its own, from the newest checkpoint that can be read."""
+    if distributed.is_main():
+        checkpoint.set_damaged_aside(workdir)
+        (workdir / "checkpoints").mkdir(exist_ok=True)  # else Orbax' processes race for it
+    distributed.wait_for_all("checkpoints read")
+    step = checkpoint.latest_step(workdir)
+    writer = None
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            workdir_lib.write(workdir / "config.json", config_lib.to_json(config))
+            _forget_curves_after(workdir, step)
+            writer = stack.enter_context(tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1))
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
+        stack.enter_context(distributed.together(workdir))
         _run_stages(Run(config, workdir, mesh, train_split, eval_split, checkpoints, writer), step)
 
 
@@ -100,7 +136,7 @@ def _run_stages(run: Run, step: int) -> None:
         for stage in stages:
             if step < stage.end:
                 params = _train_stage(run, stage, params)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         kept = run.checkpoints.latest_step() or 0
         log.info("interrupted: the same command goes on from step %d", kept)
         raise
@@ -124,23 +160,24 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
         frozen=config_lib.words(config.optim.frozen),
     )
     create = functools.partial(train_state.create_train_state, optimizer=optimizer, step=stage.start)
-    whole = sharding.replicated(run.mesh)
-    abstract = checkpoint.with_sharding(jax.eval_shape(create, spec.abstract_params()), whole)
+    abstract = jax.eval_shape(create, spec.abstract_params())
+    places = sharding.place(abstract, run.mesh, divided=config.sharding.params)
+    abstract = checkpoint.with_sharding(abstract, places)
     # Compiled first, since that shows whether the memory suffices.
     dataset, canvas = _train_dataset(run)
     update = _compile_update(run, spec, optimizer, abstract, canvas)
     eval_step = evaluate.compile_eval_step(
-        spec, run.mesh, run.eval_split, dtype=config.model.dtype, batch_size=config.eval.batch_size
+        spec, places.params, run.mesh, run.eval_split, dtype=config.model.dtype, batch_size=config.eval.batch_size
     )
     step = run.checkpoints.latest_step() or 0
     if step > stage.start:
         state = run.checkpoints.restore(step, abstract)
     else:
-        state = jax.jit(create, out_shardings=whole)(_initial_params(run, stage, previous))
+        state = jax.jit(create, out_shardings=places)(_initial_params(run, stage, previous))
     log.info("%s: steps %d to %d", stage.network, int(state.step), stage.end)
-    with _Stop() as stop:
+    with Stop() as stop:
         state = _loop(run, stage, spec, state, dataset, update, eval_step, stop)
-    return jax.tree.map(np.asarray, state.params)
+    return sharding.to_host(state.params, run.mesh)
 
 
 def _loop(
@@ -151,7 +188,7 @@ def _loop(
     dataset: Any,
     update: Callable[..., Any],
     eval_step: Callable[..., Any],
-    stop: "_Stop",
+    stop: Stop,
 ) -> train_state.TrainState:
     config, schedule = run.config, _schedule(run.config, stage)
     start = int(state.step)
@@ -159,9 +196,11 @@ def _loop(
     end = config_lib.stages(config)[-1].end
     clock = progress.Clock(config.data.batch_size * config.data.accumulate, start, end)
     losses: list[jax.Array] = []  # they stay on the devices until they are shown
+    corrupt: set[str] = set()
     for step, batch in enumerate(batches, start + 1):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
         state, results = update(state, sharding.to_devices(arrays, run.mesh, 1))
+        _tell_corrupt(batch, corrupt)
         losses.append(results["loss"])
         last = step == stage.end
         evaluates = last or (config.eval.every and step % config.eval.every == 0)
@@ -172,39 +211,26 @@ def _loop(
             _write_curve(run, step, {**curve, "gradient_norm": float(results["gradient_norm"])})
             log.info("step %d/%d  loss %.4f  %s", step, end, curve["loss"], clock.tell(step))
             losses.clear()
-        if evaluates or stop.asked or step % config.log.checkpoint_every == 0:
+        stops = stop.asked(step)
+        if evaluates or stops or step % config.log.checkpoint_every == 0:
             _check_finite(run, state, dataset)
             with clock.stopped():
                 scores = _evaluate(run, state, eval_step, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)
-        if stop.asked:
-            raise KeyboardInterrupt
+        if stops:
+            raise stop.stopped()
         if last:
             break
     run.checkpoints.wait()
     return state
 
 
-class _Stop:
-    """While it is open, the first Ctrl-C lets a step and its evaluation come to their end; the second is as usual."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "_Stop":
-        self._usual = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread():  # only there Python takes signals
-            signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._usual)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self._usual)
-        log.info("stopping when this step is done and saved; Ctrl-C again stops at once")
+def _tell_corrupt(batch: dict[str, np.ndarray], known: set[str]) -> None:
+    """Names the images of a batch that could not be read and were not named yet; adds them to `known`."""
+    new = set(batch["id"][batch["corrupt"]].tolist()) - known
+    if new:
+        known |= new
+        log.warning("corrupt and skipped: %s (%d images so far)", ", ".join(sorted(new)), len(known))
 
 
 def _evaluate(
@@ -219,13 +245,15 @@ def _evaluate(
         batch_size=run.config.eval.batch_size,
         num_threads=run.config.data.num_threads,
         pictures=run.config.eval.pictures,
+        corrupt=run.config.data.corrupt,
     )
     step = int(state.step)
-    evaluate.write_results(run.workdir, {"step": step, **results}, run.eval_split, panels)
     scores = {key: value for key, value in results.items() if isinstance(value, float)}
     _write_curve(run, step, {f"eval/{key}": value for key, value in scores.items()})
-    for index, picture in enumerate(panels):
-        run.writer.add_image(f"eval/{index}", picture, step, dataformats="HWC")
+    if run.writer is not None:
+        evaluate.write_results(run.workdir, {"step": step, **results}, run.eval_split, panels)
+        for index, picture in enumerate(panels):
+            run.writer.add_image(f"eval/{index}", picture, step, dataformats="HWC")
     log.info(
         "step %d  eval on %s: %s", step, run.eval_split.split, "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
     )
@@ -271,6 +299,7 @@ def _train_dataset(run: Run) -> tuple[Any, tuple[int, int]]:
         replacement=data.replacement,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        corrupt=data.corrupt,
     )
     return dataset, canvas
 
@@ -294,8 +323,10 @@ def _compile_update(
         class_weights=jnp.asarray(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
         seed=config.seed,
+        gather=_gather(run, abstract.params),
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
+    places = jax.tree.map(lambda x: x.sharding, abstract)
     lead = (config.data.accumulate, config.data.batch_size)
     batch = {
         "image": jax.ShapeDtypeStruct((*lead, *canvas, 3), jnp.uint8, sharding=split),
@@ -303,7 +334,7 @@ def _compile_update(
         "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32, sharding=split),
     }
     began = time.monotonic()
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=whole).lower(abstract, batch).compile()
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(abstract, batch).compile()
     needed = sharding.check_memory(
         "data.batch_size",
         compiled.memory_analysis(),
@@ -313,6 +344,14 @@ def _compile_update(
     )
     log.info("compiled in %.0f s; a step needs %.2f GB per device", time.monotonic() - began, needed / 1e9)
     return compiled
+
+
+def _gather(run: Run, params: Any) -> Callable[[Any], Any]:
+    """What makes the parameters whole for a step, if the config divides them."""
+    if not run.config.sharding.params:
+        return lambda params: params
+    places = jax.tree.map(lambda x: x.sharding, params)
+    return functools.partial(sharding.gather, whole=sharding.replicated(run.mesh), parts=places)
 
 
 def _check_finite(run: Run, state: train_state.TrainState, dataset: Any) -> None:
@@ -355,23 +394,18 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def _forget_curves_after(workdir: pathlib.Path, step: int) -> None:
     """Takes the points after the step that a run goes on from out of curves.jsonl: they come again."""
     path = workdir / "curves.jsonl"
     if path.exists():
         rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        _write(path, "".join(f"{row}\n" for row in rows))
+        workdir_lib.write(path, "".join(f"{row}\n" for row in rows))
 
 
 def _write_curve(run: Run, step: int, values: dict[str, float]) -> None:
     """To TensorBoard, and as a line of curves.jsonl for everything else."""
+    if run.writer is None:
+        return
     for key, value in values.items():
         run.writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
     with open(run.workdir / "curves.jsonl", "a") as file:

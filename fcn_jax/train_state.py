@@ -1,5 +1,6 @@
 """The state of a run and the two pure functions that everything else feeds: train_step and eval_step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -46,6 +47,7 @@ def train_step(
     class_weights: jax.Array,
     normalization: str,
     seed: int,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update.
 
@@ -53,6 +55,7 @@ def train_step(
       batch: image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W] (255 void), size int32 [A, B, 2]; the gradients of
         the A batches are accumulated.
       groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+      gather: makes divided parameters whole for the computation (sharding.gather).
 
     Returns:
       The next state and {'loss', 'gradient_norm'}, float32 [].
@@ -63,7 +66,7 @@ def train_step(
     def loss_fn(params: Any, index: jax.Array | int, image: Any, label: Any, size: Any, weight: Any) -> jax.Array:
         params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, groups)
         rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
-        logits: Any = model.apply({"params": params}, image, size, train=True, rngs=rngs)
+        logits: Any = model.apply({"params": gather(params)}, image, size, train=True, rngs=rngs)
         return jnp.sum(weight * losses.cross_entropy(logits, label))
 
     def accumulate(total: Any, item: Any) -> tuple[Any, None]:

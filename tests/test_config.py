@@ -172,6 +172,7 @@ def test_changes_ignores_where_data_lies_and_how_often_things_are_written():
         data__data_dir="/elsewhere",
         data__num_threads=9,
         init__cache_dir="/elsewhere",
+        sharding__params=True,
         eval__batch_size=1,
         eval__every=1,
         eval__pictures=0,
@@ -185,7 +186,7 @@ def test_changes_ignores_where_data_lies_and_how_often_things_are_written():
 def test_changes_knows_every_key(key):
     """Each key but those that are named here is held fast."""
     may = {"data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir"}
-    free = key in may or key.startswith(("eval.", "log."))
+    free = key in may or key.startswith(("sharding.", "eval.", "log."))
     config = config_lib.default()
     with config.ignore_type():
         config.update_from_flattened_dict({key: "another"})

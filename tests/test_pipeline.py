@@ -27,7 +27,7 @@ def assert_same(found, expected):
     """Two lists of elements are equal to the last pixel."""
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys() == {"image", "label", "size", "id"}
+        assert a.keys() == b.keys() == {"image", "label", "size", "id", "corrupt"}
         for key in a:
             np.testing.assert_array_equal(a[key], b[key], key)
 
@@ -66,7 +66,10 @@ def test_an_element_has_the_shapes_and_types_that_are_promised(split):
         "label": (3, 2, 48, 40),
         "size": (3, 2, 2),
         "id": (3, 2),
+        "corrupt": (3, 2),
     }
+    assert element["corrupt"].dtype == bool
+    assert not element["corrupt"].any()
     assert [element[key].dtype for key in ("image", "label", "size")] == [np.uint8, np.uint8, np.int32]
     assert (element["size"] >= 1).all()
     assert (element["size"] <= (48, 40)).all()

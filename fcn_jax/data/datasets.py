@@ -4,15 +4,18 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import logging
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
+from absl import logging as absl_logging
 
 from fcn_jax.data import downloads
+
+log = logging.getLogger(__name__)
 
 # One line per dataset: module:class, imported when it is asked for, since importing TFDS takes a second.
 BUILDERS = {
@@ -20,6 +23,8 @@ BUILDERS = {
     "camvid": "fcn_jax.data.builders.camvid:Camvid",
     "voc_segmentation": "fcn_jax.data.builders.voc_segmentation:VocSegmentation",
 }
+
+MAX_NAMED = 10  # corrupt examples in a warning; beyond them a count
 
 
 class Source:
@@ -35,6 +40,8 @@ class Source:
         if not 0 <= index < len(self):  # iteration ends by IndexError; the records raise ValueError
             raise IndexError(f"example {index} of {len(self)}")
         record = self._records[index]
+        if record["id"] is None:  # what array_record returns where a file was cut at a block of 64 KiB
+            raise ValueError(f"record {index} is empty")
         return {"image": record["image"], "label": record["label"], "id": record["id"].decode()}
 
 
@@ -50,6 +57,7 @@ class Split:
       ids: their ids.
       sizes: int32 [N, 2], height and width.
       pixel_counts: int64 [N, C], labelled pixels of each class.
+      corrupt: the ids that the whole split lacks, wherever a slice would have had them.
     """
 
     name: str
@@ -60,9 +68,12 @@ class Split:
     ids: list[str]
     sizes: np.ndarray
     pixel_counts: np.ndarray
+    corrupt: list[str]
 
 
-def open_split(name: str, split: str, *, raw_dir: str = "", data_dir: str | pathlib.Path) -> Split:
+def open_split(
+    name: str, split: str, *, raw_dir: str = "", data_dir: str | pathlib.Path, corrupt: str = "raise"
+) -> Split:
     """Opens a split, preparing it first where that has not been done for these very files.
 
     Args:
@@ -70,6 +81,8 @@ def open_split(name: str, split: str, *, raw_dir: str = "", data_dir: str | path
       split: the name of a split or a slice of it in TFDS's notation: 'train', 'train[:50%]', 'val[10:20]'.
       raw_dir: the folder with the official files; '' downloads them to `data_dir`/raw where they can be.
       data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.0.0`.
+      corrupt: 'raise', or 'skip' to leave out the examples whose image or label cannot be decoded, which is warned of
+        whenever the split is opened. A slice is one of those that are left.
 
     Raises:
       FileNotFoundError: a list or file is missing, or raw_dir is empty and there is no download.
@@ -84,7 +97,7 @@ def open_split(name: str, split: str, *, raw_dir: str = "", data_dir: str | path
     raw = pathlib.Path(raw_dir) if raw_dir else downloads.ensure_raw(name, match[1], data_dir / "raw")
     module, _, attribute = BUILDERS[name].partition(":")
     builder_class = getattr(importlib.import_module(module), attribute)
-    return _open(builder_class, _prepare(builder_class, match[1], raw, data_dir), name, split)
+    return _open(builder_class, _prepare(builder_class, match[1], raw, data_dir, corrupt), name, split)
 
 
 def check_disjoint(train: Split, evaluation: Split) -> None:
@@ -147,16 +160,34 @@ def class_weights(choice: str, split: Split) -> np.ndarray:
     return values
 
 
-def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pathlib.Path) -> Any:
+def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pathlib.Path, corrupt: str) -> Any:
     """The prepared base split, as TFDS's read-only builder: it needs neither the original files nor our class."""
     import tensorflow_datasets as tfds
 
     with _quiet():
-        builder = builder_class(split=split, raw_dir=raw_dir, data_dir=data_dir)
-        if not builder.data_path.exists():
+        builder = builder_class(split=split, raw_dir=raw_dir, data_dir=data_dir, corrupt=corrupt)
+        # Where the split was prepared whole, there is nothing to leave out.
+        path = builder.whole_path if builder.whole_path.exists() else builder.data_path
+        if not path.exists():
             with downloads.exclusive(data_dir):
                 builder.download_and_prepare()  # does nothing where another process was faster
-        return tfds.builder_from_directory(builder.data_path)
+        prepared = tfds.builder_from_directory(path)
+    _warn_of_corrupt(f"{builder.name}/{split}", builder.left_out, prepared.info.metadata)
+    return prepared
+
+
+def _warn_of_corrupt(name: str, left_out: list[tuple[str, str]], metadata: dict[str, Any]) -> None:
+    """Why each was left out, if that was just now, and how many were."""
+    for example, reason in left_out[:MAX_NAMED]:
+        log.warning("%s leaves out %s: %s", name, example, reason)
+    if len(left_out) > MAX_NAMED:
+        log.warning("%s leaves out %d more", name, len(left_out) - MAX_NAMED)
+    corrupt = metadata.get("corrupt", [])  # prepared by an earlier version: nothing was left out
+    if corrupt:
+        names = ", ".join(corrupt[:MAX_NAMED])
+        more = f" and {len(corrupt) - MAX_NAMED} more" if len(corrupt) > MAX_NAMED else ""
+        total = len(metadata["ids"]) + len(corrupt)
+        log.warning("%d of %d images of %s are corrupt and left out: %s%s", len(corrupt), total, name, names, more)
 
 
 def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
@@ -187,6 +218,7 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
         ids=list(metadata["ids"][begin:end]),
         sizes=np.asarray(metadata["sizes"][begin:end], np.int32),
         pixel_counts=np.asarray(metadata["pixel_counts"][begin:end], np.int64),
+        corrupt=list(metadata.get("corrupt", [])),
     )
 
 
@@ -195,12 +227,12 @@ def _quiet() -> Iterator[None]:
     """Keeps back what TFDS warns of and prints; errors pass. The builders have their own progress bar, with an ETA."""
     import tensorflow_datasets as tfds
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)
         tfds.enable_progress_bar()

@@ -8,37 +8,54 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 VOID = 255
 
 
+class CorruptError(ValueError):
+    """Data that cannot be decoded. `what` says which and why, the message also what to do about it."""
+
+    def __init__(self, what: str, remedy: str = "replace or remove the file"):
+        super().__init__(f"{what}: {remedy}")
+        self.what = what
+
+
 # What Pillow raises for files that it cannot read whole.
 _UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def decode_image(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
-    """An encoded image as uint8 RGB [H, W, 3]; ValueError with `name` if it is corrupt or truncated.
+    """An encoded image as uint8 RGB [H, W, 3]; CorruptError with `name` if it is corrupt or truncated.
 
     `upright` turns it as its EXIF orientation says, as viewers do; data sets are annotated as stored.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
     except _UNDECODABLE as error:
-        raise ValueError(_undecodable("image", name, error)) from None
+        raise _undecodable("image", name, error) from None
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
-    """An encoded label as uint8 [H, W] of class ids: a palette PNG gives its indices, not its colours."""
+    """An encoded label as uint8 [H, W] of class ids: a palette PNG gives its indices, not its colours.
+
+    CorruptError with `name` if it cannot be decoded, another ValueError if it can and holds no class ids.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             mode, label = image.mode, np.asarray(image)
     except _UNDECODABLE as error:
-        raise ValueError(_undecodable("label", name, error)) from None
+        raise _undecodable("label", name, error) from None
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label
 
 
-def _undecodable(kind: str, name: str, error: Exception) -> str:
+def _open(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()  # a PNG's checksums, which decoding does not compare; an image cannot be used after it
+    return Image.open(io.BytesIO(data))
+
+
+def _undecodable(kind: str, name: str, error: Exception) -> CorruptError:
     reason = "not an image file" if isinstance(error, UnidentifiedImageError) else error
-    return f"{kind} {name!r} cannot be decoded ({reason}): replace or remove the file"
+    return CorruptError(f"{kind} {name!r} cannot be decoded ({reason})")
 
 
 def encode_png(label: np.ndarray) -> bytes:

@@ -26,19 +26,39 @@ class Augmentation:
     colour_jitter: float = 0.0
 
 
-class _Decode(grain.transforms.Map):
-    """The record of an example -> image uint8 [H, W, 3], label uint8 [H, W], id."""
+_EMPTY = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.full((1, 1), images.VOID, np.uint8)}
 
-    def __init__(self, split: Split):
+
+class _Decode(grain.transforms.Map):
+    """The index of an example -> image uint8 [H, W, 3], label uint8 [H, W], id, corrupt (bool).
+
+    A damaged record is an error or, where `corrupt` is skip, an empty image.
+    """
+
+    def __init__(self, split: Split, *, corrupt: str = "raise"):
         self._split = split
+        self._corrupt = corrupt
 
     def map(self, index: int) -> dict[str, Any]:
-        record = self._split.source[int(index)]
-        name = f"{self._split.name}:{record['id']}"
+        name = self._split.ids[int(index)]
+        try:
+            return {**self._read(int(index), f"{_full_name(self._split)}:{name}"), **_marks(name)}
+        except images.CorruptError as error:
+            if self._corrupt == "skip":
+                return {**_EMPTY, **_marks(name, corrupt=True)}
+            raise images.CorruptError(error.what, _remedy(self._split)) from None
+
+    def _read(self, index: int, name: str) -> dict[str, np.ndarray]:
+        try:
+            record = self._split.source[index]
+            if record["id"] != self._split.ids[index]:
+                raise ValueError(f"it is of {record['id']!r}")
+        except (RuntimeError, OSError, ValueError) as error:  # array_record raises the first for all that it finds
+            reason = " ".join(str(error).split())
+            raise images.CorruptError(f"record {name!r} cannot be read ({reason})") from None
         return {
             "image": images.decode_image(record["image"], name),
             "label": images.decode_label(record["label"], name),
-            "id": np.array(record["id"]),
         }
 
 
@@ -48,13 +68,15 @@ class _Augment(grain.transforms.RandomMap):
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image, label, options = element["image"], element["label"], self._options
+        if element["corrupt"]:  # stays empty; `rng` is this example's own, so that no other one changes
+            return _on_canvas(element, options.canvas)
         if options.crop:
             image, label = transforms.random_crop(image, label, rng, crop_size=options.canvas, scale=options.scale)
         if options.flip and rng.random() < 0.5:
             image, label = transforms.flip(image, label)
         if options.colour_jitter:
             image = transforms.jitter_colour(image, rng, options.colour_jitter)
-        return {**transforms.pad(image, label, options.canvas), "id": element["id"]}
+        return _on_canvas({**element, "image": image, "label": label}, options.canvas)
 
 
 class _Draw(grain.transforms.RandomMap):
@@ -77,15 +99,19 @@ def train_dataset(
     replacement: bool = False,
     process_index: int = 0,
     process_count: int = 1,
+    corrupt: str = "raise",
 ) -> grain.MapDataset:
     """Element t is this process's share of the batches of step t, of `accumulate` global batches of `batch_size`.
 
-    image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W], size int32 [A, B, 2], id [A, B], B = batch_size /
-    process_count. Endless: every epoch is shuffled anew.
+    image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W], size int32 [A, B, 2], id [A, B], corrupt bool [A, B], B =
+    batch_size / process_count. Endless: every epoch is shuffled anew.
+
+    A record that cannot be decoded is a ValueError with its id; with `corrupt` skip it is an empty image (size 1, all
+    void) that keeps its id and is marked in `corrupt`, and the others of its batch are what they would be without it.
     """
     indices = grain.MapDataset.range(len(split.ids)).seed(seed)
     indices = indices.repeat(None).random_map(_Draw(len(split.ids))) if replacement else indices.shuffle().repeat(None)
-    examples = indices.map(_Decode(split)).random_map(_Augment(augmentation))
+    examples = indices.map(_decoder(split, corrupt)).random_map(_Augment(augmentation))
     # Nothing is dropped from an endless stream; without drop_remainder Grain overflows on batches of one.
     batches = examples.batch(batch_size // process_count, drop_remainder=True)
     return batches[process_index::process_count].batch(accumulate, drop_remainder=True)
@@ -98,20 +124,24 @@ def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator
 
 
 def eval_dataset(
-    split: Split, canvas: tuple[int, int], *, batch_size: int, process_index: int = 0, process_count: int = 1
+    split: Split,
+    canvas: tuple[int, int],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    corrupt: str = "raise",
 ) -> grain.MapDataset:
     """Every image of the split once, whole, in order; the last batch is filled up with empty images (size 1, all void).
 
-    Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), B =
-    batch_size / process_count; every process has the same number of them.
+    Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), corrupt
+    bool [B], B = batch_size / process_count; every process has the same number of them. `corrupt` as in train_dataset.
     """
     filled = -(-len(split.ids) // batch_size) * batch_size
-    decode = _Decode(split)
-    empty = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.full((1, 1), images.VOID, np.uint8)}
+    decode = _decoder(split, corrupt)
 
     def example(index: int) -> dict[str, Any]:
-        element = decode.map(index) if index < len(split.ids) else {**empty, "id": np.array("")}
-        return {**transforms.pad(element["image"], element["label"], canvas), "id": element["id"]}
+        return _on_canvas(decode.map(index) if index < len(split.ids) else {**_EMPTY, **_marks("")}, canvas)
 
     batches = grain.MapDataset.range(filled).map(example).batch(batch_size // process_count)
     return batches[process_index::process_count]
@@ -121,3 +151,28 @@ def largest_size(split: Split) -> tuple[int, int]:
     """The height and the width that hold every image of the split."""
     height, width = split.sizes.max(0).tolist()
     return height, width
+
+
+def _decoder(split: Split, corrupt: str) -> _Decode:
+    """ValueError where skipping would leave nothing; it reads up to the first example that can be read."""
+    decode = _Decode(split, corrupt=corrupt)
+    if corrupt == "skip" and all(decode.map(index)["corrupt"] for index in range(len(split.ids))):
+        raise ValueError(f"all {len(split.ids)} records of {_full_name(split)} are damaged: {_remedy(split)}")
+    return decode
+
+
+def _marks(name: str, *, corrupt: bool = False) -> dict[str, np.ndarray]:
+    return {"id": np.array(name), "corrupt": np.array(corrupt)}
+
+
+def _on_canvas(element: dict[str, Any], canvas: tuple[int, int]) -> dict[str, Any]:
+    return {**element, **transforms.pad(element["image"], element["label"], canvas)}
+
+
+def _full_name(split: Split) -> str:
+    return f"{split.name}/{split.split}"
+
+
+def _remedy(split: Split) -> str:
+    folders = f"{split.name}/{split.split.partition('[')[0]}-*"
+    return f"delete {folders} below config.data.data_dir, so that it is prepared anew"

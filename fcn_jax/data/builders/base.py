@@ -18,6 +18,8 @@ from tqdm import tqdm
 from fcn_jax.data import images
 from fcn_jax.data.images import VOID
 
+SKIP_SUFFIX = "-skip"  # of the folder of a split that may lack examples
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -45,30 +47,41 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Prepares one split of one dataset.
 
     Features: `image` (the encoded file as it is), `label` (PNG of class ids, 255 = void), `id`. The metadata holds, in
-    the order of the examples, `ids`, `sizes` [height, width] and `pixel_counts` (labelled pixels per class).
+    the order of the examples, `ids`, `sizes` [height, width] and `pixel_counts` (labelled pixels per class); and, as
+    `corrupt`, the ids that were left out.
 
     Args:
       split: the name of the split.
       raw_dir: the folder that holds the official files, in the official layout.
+      corrupt: at an image or a label that cannot be decoded, 'raise', or 'skip' to leave the example out. A label that
+        decodes and has another size or other ids is an error always: it is not damaged, but of other data.
       data_dir: the folder for prepared data.
 
     Raises:
       FileNotFoundError: a split list, or a file that it names, is missing.
-      ValueError: unknown or empty split; while preparing: an image that does not decode, a label of another size or
-        with an id that is neither a class nor 255.
+      ValueError: unknown or empty split; while preparing: an image that does not decode (with skip: none that does), a
+        label of another size or with an id that is neither a class nor 255.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     CLASS_NAMES: ClassVar[tuple[str, ...]]
     PALETTE: ClassVar[tuple[tuple[int, int, int], ...]]
 
-    def __init__(self, *, split: str, raw_dir: str | pathlib.Path = "", **kwargs: Any):
-        self.split = split
+    def __init__(self, *, split: str, raw_dir: str | pathlib.Path = "", corrupt: str = "raise", **kwargs: Any):
+        self.split, self.corrupt = split, corrupt
+        self.left_out: list[tuple[str, str]] = []  # ids and reasons, known when the split has been prepared
         self.examples = self.list_examples(split, pathlib.Path(raw_dir).expanduser())
         if not self.examples:
             raise ValueError(f"split {split!r} of {self.name} is empty: its list names no image")
-        config = tfds.core.BuilderConfig(name=f"{split}-{_fingerprint(self.examples)}")
+        name = f"{split}-{_fingerprint(self.examples)}"
+        config = tfds.core.BuilderConfig(name=f"{name}{SKIP_SUFFIX}" if corrupt == "skip" else name)
         super().__init__(config=config, file_format="array_record", **kwargs)
+
+    @property
+    def whole_path(self) -> pathlib.Path:
+        """`data_path` of the same files where nothing may be left out."""
+        path = pathlib.Path(self.data_path)
+        return path.parent.with_name(path.parent.name.removesuffix(SKIP_SUFFIX)) / path.name
 
     @classmethod
     @abc.abstractmethod
@@ -106,17 +119,27 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         # The bar shows after 3 s: small splits stay silent.
         progress = tqdm(self.examples, f"preparing {self.name}/{self.split}", unit=" images", delay=3, mininterval=1)
         for index, example in enumerate(progress):
-            image, label = self.load(example)
-            size = check_example(example.id, image, label, len(self.CLASS_NAMES))
+            try:
+                image, label = self.load(example)
+                size = check_example(example.id, image, label, len(self.CLASS_NAMES))
+            except images.CorruptError as error:
+                if self.corrupt != "skip":
+                    raise
+                self.left_out.append((example.id, str(error)))
+                continue
             ids.append(example.id)
             sizes.append(size)
             pixel_counts.append(np.bincount(label.ravel(), minlength=256)[: len(self.CLASS_NAMES)].tolist())
             yield index, {"image": image, "label": images.encode_png(label), "id": example.id}
-        self.info.metadata.update(ids=ids, sizes=sizes, pixel_counts=pixel_counts)
+        corrupt = [name for name, _ in self.left_out]
+        if not ids:
+            name = f"{self.name}/{self.split}"
+            raise ValueError(f"all {len(corrupt)} examples of {name} are corrupt, the first: {self.left_out[0][1]}")
+        self.info.metadata.update(ids=ids, sizes=sizes, pixel_counts=pixel_counts, corrupt=corrupt)
 
 
 def check_example(name: str, image: bytes, label: np.ndarray, num_classes: int) -> list[int]:
-    """Raises ValueError for an example that cannot be trained on; otherwise its [height, width]."""
+    """Raises ValueError (CorruptError) for an example that cannot be trained on; otherwise its [height, width]."""
     height, width, _ = images.decode_image(image, name).shape
     if label.shape != (height, width):
         raise ValueError(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import scipy.io
 
+from fcn_jax.data import images
 from fcn_jax.data.builders import base
 
 SPLITS = ("train", "val", "trainval", "seg11valid", "sbd_train", "train_aug")
@@ -72,10 +73,8 @@ def read_mat_label(path: pathlib.Path) -> np.ndarray:
     try:
         label = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
     except Exception as error:  # loadmat raises many kinds on a damaged file, some of its own
-        raise ValueError(
-            f"label {str(path)!r} cannot be read ({type(error).__name__}: {error}):"
-            " replace the file or take it from the list"
-        ) from None
+        what = f"label {str(path)!r} cannot be read ({type(error).__name__}: {error})"
+        raise images.CorruptError(what, "replace the file or take it from the list") from None
     if label.dtype != np.uint8 or label.ndim != 2:
         raise ValueError(f"label {str(path)!r} is {label.dtype} {list(label.shape)}: SBD's class ids are uint8 [H, W]")
     return label

@@ -1,0 +1,67 @@
+"""Being stopped: Ctrl-C or SIGTERM lets a step come to its end and be saved, on all processes at the same step."""
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """The run was stopped from outside and is saved; `code` is the exit code that shells count for the signal."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.code = 128 + signum
+
+
+class Stop:
+    """While it is open, the first signal asks for a stop; a second one is as usual, and ends the process at once.
+
+    With several processes SIGTERM belongs to JAX, which tells all of them of it and agrees on a step; Ctrl-C is handed
+    on to it.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._together = jax.process_count() > 1
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():  # only there Python takes signals
+            mine = (signal.SIGINT,) if self._together else _SIGNALS
+            self._usual = {number: signal.signal(number, self._ask) for number in mine}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`, the same on every process. To be called at each step, by all of them."""
+        if self._together and multihost_utils.reached_preemption_sync_point(step):
+            self._signal = self._signal or signal.SIGTERM
+            return True
+        return bool(self._signal) and not self._together
+
+    def stopped(self) -> Stopped:
+        """What to raise once the step is saved."""
+        return Stopped(self._signal)
+
+    def _ask(self, number: int, _: Any) -> None:
+        self._signal = number
+        self._restore()
+        log.info("stopping when this step is done and saved; again stops at once")
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _restore(self) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
+        self._usual = {}
