@@ -15,9 +15,9 @@ def fold(weights: Weights, target: Convention) -> Weights:
         K'[h, w, c, o] = K[h, w, c, o] s d'_c / (s' d_c)
         b'[o] = b[o] + sum_hwc K[h, w, c, o] (s m'_c / s' - m_c) / d_c
 
-    Exact wherever the kernel sees the image alone; `border_error` bounds the rest. Of torchvision's VGG16, whose conv1_1
-    gives a standard deviation of about 1 over photographs before its ReLU, it is 0.055. From a mean as far off as NYUD's
-    HHA, with that kernel, it would be 1.5: so networks may keep a mean of their own.
+    Exact wherever the kernel sees the image alone; `border_error` bounds the rest. Of torchvision's VGG16, whose
+    conv1_1 has a standard deviation of about 1 over photographs before its ReLU, it is 0.055. From a mean as far off
+    as NYUD's HHA, with that kernel, it would be 1.5: so networks may keep a mean of their own.
 
     Returns:
       the same weights but for conv1_1, which is float32 where it changes.
