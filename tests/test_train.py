@@ -66,6 +66,7 @@ def test_a_run_leaves_its_results(finished):
         "step",
         "split",
         "num_examples",
+        "num_corrupt",
         "loss",
         "pixel_accuracy",
         "mean_accuracy",
@@ -94,13 +95,13 @@ def test_every_labelled_pixel_is_counted_once(finished, data_dir):
     np.testing.assert_array_equal(confusion.sum(1), split.pixel_counts.sum(0))
 
 
-def test_latest_and_best_are_kept_each_with_its_network(finished):
+def test_the_latest_two_and_the_best_are_kept_each_with_its_network(finished):
     checkpoints = checkpoint.Checkpoints(finished, read_only=True)
     by_iou = {row["step"]: row["eval/mean_iou"] for row in curves(finished) if "eval/mean_iou" in row}
     assert checkpoints.latest_step() == 8
     assert by_iou[checkpoints.best_step()] == max(by_iou.values())
     steps = {int(p.name) for p in (finished / "checkpoints").iterdir() if p.name.isdigit()}
-    assert steps == {8, checkpoints.best_step()}
+    assert steps == {7, 8, checkpoints.best_step()}
     assert checkpoints.spec(8).network == "fcn8s"
     assert set(params_at(finished)) >= {"conv1_1", "fc7", "score_pool3", "upscore8"}
     assert "upscore" not in params_at(finished)
