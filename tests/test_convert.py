@@ -1,5 +1,6 @@
 """python -m fcn_jax.weights: a checkpoint that the other commands accept, with the outputs of the original."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -151,6 +152,14 @@ def test_the_command_reports_every_array(converted):
     assert process.stdout.splitlines()[0].startswith(wanted)
     assert process.stdout.splitlines()[1].startswith(f"{output}: use it by --config.init.weights={output}")
     assert not list(output.parent.glob("*.part"))
+
+
+def test_converted_again_it_keeps_its_network_but_for_what_is_given(converted, tmp_path):
+    output, _ = converted
+    found = weights.read(str(output), tmp_path)
+    spec = convert.spec_for(found)
+    assert spec == fcn_jax.load(output).spec
+    assert convert.spec_for(found, geometry="caffe") == dataclasses.replace(spec, geometry="caffe")
 
 
 def test_what_was_converted_predicts_evaluates_and_starts_a_run(converted, tmp_path, data_dir):

@@ -13,7 +13,7 @@ _MODEL = flags.DEFINE_enum(
     "model", None, ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"], "The network; default: what the weights are of."
 )
 _GEOMETRY = flags.DEFINE_enum(
-    "geometry", "caffe", ["caffe", "same"], "caffe: as released; same: no border, half the cost."
+    "geometry", None, ["caffe", "same"], "caffe (default): as released; same: no border, half the cost."
 )
 _ALLOW = flags.DEFINE_list("allow", [], "Globs of layers that may be missing (they start random) or left over.")
 _CONVENTION = flags.DEFINE_string(
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     spec = convert.spec_for(
         found,
         model=_MODEL.value or "",
-        geometry=_GEOMETRY.value,
+        geometry=_GEOMETRY.value or "",
         class_names=names,
         palette=_palette(found, num_classes),
         extra_means=[float(mean) for mean in _EXTRA_MEANS.value],

@@ -23,7 +23,7 @@ def spec_for(
     weights: Weights,
     *,
     model: str = "",
-    geometry: str = "caffe",
+    geometry: str = "",
     class_names: Sequence[str] = (),
     palette: Sequence[tuple[int, int, int]] = (),
     extra_means: Sequence[float] = (),
@@ -33,7 +33,7 @@ def spec_for(
     Args:
       weights: what a reader gave; where it carries a model.json, that counts for all that is not given here.
       model: a key of MODELS; empty: told by the score layers, an FCN-8s where there are none.
-      geometry: as in ModelSpec.
+      geometry: as in ModelSpec; empty: the model.json's, else `caffe`.
       class_names, palette: one for each class; the number must be that of score_fr, where the weights have it.
       extra_means: the means of input channels that are to be added to three.
 
@@ -57,7 +57,7 @@ def spec_for(
             f"score_fr has {len(scores)} classes, but {len(given['class_names'])} are named: give --class_names, with"
             " commas between"
         )
-    given.setdefault("geometry", geometry)
+    given["geometry"] = geometry or given.get("geometry", "caffe")
     given.setdefault("backbone", "vgg16")
     for key, layer in (("width", "conv1_1"), ("fc_width", "fc6")):
         default = {"width": 64, "fc_width": 4096}[key]
