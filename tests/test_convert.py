@@ -89,9 +89,9 @@ def write(network, path, kind):
 
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "legacy pth", "safetensors"])
 def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
-    import torch
+    torch = pytest.importorskip("torch")
+    import torch_reference
 
-    torch_reference = pytest.importorskip("torch_reference")
     for name, network in networks().items():
         write(network, tmp_path / name, kind)
         found = weights.read(str(tmp_path / name), tmp_path)
