@@ -6,6 +6,7 @@ Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}.
 
 import contextlib
 import errno
+import json
 import logging
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -115,47 +117,53 @@ class Checkpoints:
 
 
 def set_damaged_aside(workdir: pathlib.Path) -> None:
-    """Moves the newest checkpoints that cannot be read whole to workdir/damaged, and says so; reads until one can."""
-    directory = workdir / "checkpoints"
-    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdecimal()), reverse=True)
-    for index, step in enumerate(steps):
-        reason = _damage(directory / str(step))
+    """Moves checkpoints that cannot be read to workdir/damaged, and says so. Of those older than a whole one, arrays
+    are not read.
+    """
+    workdir = workdir.absolute()
+    whole, moved = 0, False
+    for step in reversed(saved_steps(workdir)):
+        directory, aside = workdir / "checkpoints" / str(step), workdir / "damaged" / str(step)
+        reason = _damage(directory, arrays=not whole)
         if not reason:
-            return
-        aside = workdir / "damaged" / f"{step}"
+            whole = whole or step
+            continue
         aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
-        (directory / str(step)).rename(aside)
-        older = f"step {steps[index + 1]}" if index + 1 < len(steps) else "the start"
-        log.warning(
-            "the checkpoint of step %d is damaged (%s): moved to %s, going on from %s", step, reason, aside, older
-        )
+        directory.rename(aside)
+        moved = True
+        log.warning("the checkpoint of step %d is damaged (%s): moved to %s", step, reason, aside)
+    if moved:
+        log.warning("going on from %s", f"step {whole}" if whole else "the start")
 
 
-def _damage(directory: pathlib.Path) -> str:
-    """Why a checkpoint cannot be read, empty if it can. Reads on this process alone."""
-    alone = ocp.options.MultiprocessingOptions(active_processes={jax.process_index()}, barrier_sync_key_prefix="damage")
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+def _damage(directory: pathlib.Path, *, arrays: bool) -> str:
+    """Why a checkpoint cannot be read, empty if it can.
+
+    Reads one after the other what Orbax would read all at once: where that fails, the threads that are still at it
+    print a traceback each.
+    """
     try:
         model_spec.read(directory / MODEL_JSON)
-        with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            for item in ("params", "train"):
-                saved = checkpointer.metadata(directory / item).item_metadata.tree
-                # As NumPy arrays, whatever devices they were saved from.
-                whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-                checkpointer.restore(directory / item, ocp.args.PyTreeRestore(restore_args=whole))
+        for path in (*directory.glob("metrics/metrics"), *directory.glob("*/array_metadatas/*")):
+            json.loads(path.read_text())
+        for item in ("params", "train") if arrays else ():
+            leaves = json.loads((directory / item / "_METADATA").read_text())["tree_metadata"].values()
+            for leaf in leaves:
+                if leaf["value_metadata"]["value_type"] == "None":
+                    continue
+                name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
+                store = {"driver": "ocdbt", "base": f"file://{directory / item}", "path": name}
+                tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result().read().result()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
         lines = str(error).splitlines() or [type(error).__name__]
         return lines[0][:100]
     return ""
 
 
-def latest_step(workdir: pathlib.Path) -> int:
-    """The newest step saved in a run's workdir, 0 without any; creates nothing."""
-    if not (workdir / "checkpoints").is_dir():
-        return 0
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.latest_step() or 0
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps saved in a run's workdir, in order; creates nothing. Not by Orbax, which waits for other processes."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
 
 
 def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:

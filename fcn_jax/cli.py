@@ -7,6 +7,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,8 +25,15 @@ def set_up() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.basicConfig(format="%(message)s", level=logging.CRITICAL, stream=sys.stderr, force=True)
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
+    sys.unraisablehook = _unraisable
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/fcn_jax/xla").expanduser()))
+
+
+def _unraisable(error: Any) -> None:
+    """When one array of a checkpoint cannot be written, tensorstore's other threads find Orbax' event loop closed."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def parse(argv: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # After so many seconds without a sign of life a process counts as dead, and JAX ends the others.
 _HEARTBEAT = 60
 _INTERVAL = 1  # seconds between two looks at the other processes
-_NAMING = 10
+_NAMING = 5
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -82,6 +82,11 @@ def wait_for_all(point: str) -> None:
         multihost_utils.sync_global_devices(point)
 
 
+def all_of(condition: bool) -> bool:
+    """Whether it holds on every process."""
+    return total(not condition) == 0
+
+
 def total(number: int) -> int:
     """The sum over all processes."""
     if jax.process_count() == 1:
@@ -100,7 +105,7 @@ def together(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     finished = threading.Event()
-    if _all(not workdir_lib.dead(workdir, jax.process_count())):
+    if all_of(not workdir_lib.dead(workdir, jax.process_count())):
         threading.Thread(target=_watch, args=(workdir, jax.process_count(), finished), daemon=True).start()
     elif is_main():
         log.warning("%s has no locks across hosts: that a process ends is noticed after %d s", workdir, _HEARTBEAT)
@@ -110,8 +115,8 @@ def together(workdir: pathlib.Path) -> Iterator[None]:
         finished.set()
         wait_for_all("stopped")
         raise
-    except jax.errors.JaxRuntimeError:
-        time.sleep(_NAMING)  # for the watch to name the process that is missing
+    except Exception:  # by what was under way, a process that is missing is an error of JAX, of Orbax or of Python
+        time.sleep(_NAMING)  # for the watch to name it
         raise
     finished.set()
     wait_for_all("finished")
@@ -132,11 +137,6 @@ def _watch(workdir: pathlib.Path, processes: int, finished: threading.Event) -> 
         remedy = "see what it wrote last; the same command on all hosts goes on from the last checkpoint"
         print(f"process {', '.join(found)} of the run is gone: {remedy}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _all(condition: bool) -> bool:
-    """Whether it holds on every process."""
-    return bool(multihost_utils.process_allgather(np.array([condition])).all())
 
 
 def _on_cloud_tpu() -> bool:

@@ -96,11 +96,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether the run in `workdir` is done; ValueError if it is one of another config."""
-    step = checkpoint.latest_step(workdir)
-    if step:
+    """Whether the run in `workdir` is done, as all processes see it; ValueError if it is one of another config."""
+    steps = checkpoint.saved_steps(workdir)
+    if steps:
         _check_same_config(config, workdir)
-    return step >= config_lib.stages(config)[-1].end
+    return distributed.all_of(bool(steps) and steps[-1] >= config_lib.stages(config)[-1].end)
 
 
 def _train_in(
@@ -111,7 +111,7 @@ def _train_in(
         checkpoint.set_damaged_aside(workdir)
         (workdir / "checkpoints").mkdir(exist_ok=True)  # else Orbax' processes race for it
     distributed.wait_for_all("checkpoints read")
-    step = checkpoint.latest_step(workdir)
+    step = max(checkpoint.saved_steps(workdir), default=0)
     writer = None
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
