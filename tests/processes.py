@@ -1,0 +1,167 @@
+"""Runs in processes of their own: started, stopped, killed and awaited; and what they leave behind."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from conftest import CACHE
+
+ROOT = pathlib.Path(__file__).parents[1]
+# What compiles fastest: these programs are run for seconds.
+FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+LIMIT = 300  # seconds; a test that waits for longer has failed
+
+
+def environment(devices=1):
+    """That of a process with so many CPU devices; what it compiles is kept for the next one."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}",
+        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Job:
+    """`processes` of one run, each with so many devices; what still lives when the context is left is killed.
+
+    `own` are arguments of single processes, by number; `wrap` is a command that gets the command as its arguments.
+    """
+
+    def __init__(self, *arguments, processes=1, devices=1, own=(), wrap=()):
+        self._logs = pathlib.Path(tempfile.mkdtemp(prefix="fcn_jax_job_"))
+        self.processes = []
+        port = free_port()
+        for index in range(processes):
+            command = [*wrap, sys.executable, "-m", "fcn_jax.main", *map(str, arguments)]
+            if processes > 1:
+                command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
+            command += dict(own).get(index, ())
+            with open(self._logs / f"{index}.out", "w") as out, open(self._logs / f"{index}.err", "w") as err:
+                self.processes.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=out, stderr=err)
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+        shutil.rmtree(self._logs)
+
+    def stderr(self, index=0):
+        return (self._logs / f"{index}.err").read_text()
+
+    def stdout(self, index=0):
+        return (self._logs / f"{index}.out").read_text()
+
+    def lines(self, index=0):
+        return self.stderr(index).splitlines()
+
+    def until(self, condition, limit=LIMIT):
+        """Waits for a text on the first process's stderr, or for what a function says; at most a few ms longer."""
+        holds = (lambda: condition in self.stderr()) if isinstance(condition, str) else condition
+        deadline = time.monotonic() + limit
+        while not (found := holds()):
+            ended = [process.poll() for process in self.processes]
+            assert ended == [None] * len(ended), f"ended with {ended} before {condition}: {self.everything()}"
+            assert time.monotonic() < deadline, f"no {condition} in {limit} s: {self.everything()}"
+            time.sleep(0.002)
+        return found
+
+    def signal(self, number, index=0):
+        self.processes[index].send_signal(number)
+
+    def kill(self, index=0):
+        self.signal(signal.SIGKILL, index)
+        self.processes[index].wait()
+
+    def wait(self, limit=LIMIT):
+        """The exit codes, as a shell counts them: 128 + the signal that ended a process."""
+        deadline = time.monotonic() + limit
+        for process in self.processes:
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"not ended in {limit} s: {self.everything()}") from None
+        return [code if code >= 0 else 128 - code for code in (p.returncode for p in self.processes)]
+
+    def everything(self):
+        return "\n".join(f"--- process {i}\n{self.stderr(i)}" for i in range(len(self.processes)))
+
+
+def finish(*arguments, **options):
+    """Runs a job to its end, which has to be a good one; what its first process said."""
+    with Job(*arguments, **options) as job:
+        codes = job.wait()
+        assert set(codes) == {0}, (codes, job.everything())
+        return job.stderr()
+
+
+def rows(workdir):
+    """The lines of curves.jsonl."""
+    return [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
+
+
+def losses(workdir):
+    """float64 [steps]; every step has to be there once and in order."""
+    found = [(row["step"], row["loss"]) for row in rows(workdir) if "loss" in row]
+    assert [step for step, _ in found] == list(range(1, len(found) + 1))
+    return np.array([loss for _, loss in found])
+
+
+def saved_steps(workdir):
+    """The steps of the whole checkpoints, in order."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def state(workdir, step=None):
+    """{path: array} of all parameters and all of the optimizer's state; of the newest checkpoint by default."""
+    directory = (workdir / "checkpoints" / str(step or saved_steps(workdir)[-1])).absolute()
+    found = {}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        for item in ("params", "train"):
+            saved = checkpointer.metadata(directory / item).item_metadata.tree
+            whole = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            tree = checkpointer.restore(directory / item, ocp.args.PyTreeRestore(restore_args=whole))
+            for path, value in jax.tree_util.tree_leaves_with_path(tree):
+                found[item + jax.tree_util.keystr(path)] = np.asarray(value)
+    assert any("mu" in path for path in found), "AdamW's moments are among them"
+    return found
+
+
+def assert_identical(found, expected):
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    different = [path for path, value in expected.items() if found[path].tobytes() != value.tobytes()]
+    assert not different, f"{len(different)} of {len(expected)} arrays differ: {different[:5]}"
+
+
+def copy(workdir, to, *, without=()):
+    """A copy of a run as it was before the checkpoints of some steps were saved."""
+    shutil.copytree(workdir, to)
+    for step in without:
+        shutil.rmtree(to / "checkpoints" / str(step))
+    return to

@@ -1,0 +1,392 @@
+"""Runs in processes of their own that are stopped, killed, damaged or out of room; and what the same command does next.
+
+The outcomes are listed in docs/RELIABILITY.md.
+"""
+
+import functools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import processes
+import pytest
+from layouts import make_label, voc_list, write_voc
+from processes import Job
+from test_commands import needs_namespaces
+
+from fcn_jax import checkpoint, optim, train_state
+
+RUN = (
+    "--config=configs/fcn8s.py:demo",
+    "--config.network=fcn32s",
+    "--config.optim.warmup_steps=1",
+    "--config.data.train_split=tiny[:6]",
+    "--config.data.eval_split=tiny[6:]",
+    "--config.data.batch_size=4",
+    "--config.data.crop_size=(64,64)",
+    "--config.data.scale=(0.8,1.2)",
+    "--config.data.flip=True",
+    "--config.model.width=2",
+    "--config.model.fc_width=16",
+    "--config.model.dropout=0.5",
+    "--config.eval.batch_size=4",
+    "--config.eval.pictures=1",
+    "--config.eval.every=8",  # every second checkpoint has scores
+    "--config.log.every=1",
+    "--config.log.checkpoint_every=4",
+)
+STEPS = 40
+
+
+def arguments(workdir, data_dir, *more, steps=STEPS):
+    return (*RUN, f"--config.steps={steps},", f"--config.data.data_dir={data_dir}", f"--workdir={workdir}", *more)
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """The workdir of a run of so many steps and processes that nothing happened to."""
+    found = {}
+
+    def run(steps=STEPS, count=1):
+        if (steps, count) not in found:
+            found[steps, count] = tmp_path_factory.mktemp("whole") / "run"
+            processes.finish(*arguments(found[steps, count], data_dir, steps=steps), processes=count)
+        return found[steps, count]
+
+    return run
+
+
+def assert_same(workdir, expected):
+    """Every loss, once and in order, and at the end every parameter and moment, to the last bit."""
+    assert processes.losses(workdir).tobytes() == processes.losses(expected).tobytes()
+    processes.assert_identical(processes.state(workdir), processes.state(expected))
+
+
+@pytest.fixture(scope="module")
+def halfway(data_dir, tmp_path_factory):
+    """A run of STEPS that was killed, and the steps of its two checkpoints."""
+    workdir = tmp_path_factory.mktemp("halfway") / "run"
+    with Job(*arguments(workdir, data_dir)) as job:
+        job.until(lambda: len(processes.saved_steps(workdir)) == 2)
+        job.kill()
+    return workdir, *processes.saved_steps(workdir)
+
+
+# --- stopped ----------------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path):
+    with Job(*arguments(tmp_path / "run", data_dir)) as job:
+        job.until(f"step 6/{STEPS}")
+        job.signal(signal.SIGTERM)
+        assert job.wait() == [143]
+        assert "stopping when this step is done and saved; again stops at once" in job.stderr()
+        assert "Traceback" not in job.stderr()
+    kept = processes.saved_steps(tmp_path / "run")[-1]
+    assert kept == len(processes.losses(tmp_path / "run")) < STEPS, "nothing done is lost"
+    assert f"resuming {tmp_path}/run at step {kept} of {STEPS}" in processes.finish(
+        *arguments(tmp_path / "run", data_dir)
+    )
+    assert_same(tmp_path / "run", whole())
+
+
+def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path):
+    """While the step is compiled there is nothing to save: the process ends at once."""
+    with Job(*arguments(tmp_path / "run", data_dir)) as job:
+        job.until(lambda: (tmp_path / "run" / "config.json").exists())
+        job.signal(signal.SIGTERM)
+        assert job.wait() == [143]
+    assert processes.saved_steps(tmp_path / "run") == []
+    processes.finish(*arguments(tmp_path / "run", data_dir))
+    assert_same(tmp_path / "run", whole())
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+def is_saving(workdir):
+    """Whether a checkpoint is begun and not whole."""
+    return any(not path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
+def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
+    """SIGKILL, every second time inside of a save; each start has to go on from the newest whole checkpoint."""
+    rounds = request.config.getoption("--kills")
+    workdir, steps, rng = tmp_path / "run", 12 * rounds, random.Random(rounds)
+    inside = 0
+    for number in range(1, rounds + 1):
+        with Job(*arguments(workdir, data_dir, steps=steps)) as job:
+            kept = processes.saved_steps(workdir)[-1:] if workdir.exists() else []
+            job.until(f"step {10 * number}/{steps}")
+            time.sleep(rng.uniform(0, 0.2))
+            if number % 2:
+                job.until(lambda: is_saving(workdir))
+            job.kill()
+            assert job.wait() == [137]
+            inside += is_saving(workdir)
+            assert (f"resuming {workdir} at step {kept[0]} of" in job.stderr()) if kept else True, job.stderr()
+            assert "damaged" not in job.stderr()
+    assert inside >= rounds // 3, "kills inside of a save are what this is about"
+    assert "damaged" not in processes.finish(*arguments(workdir, data_dir, steps=steps))
+    assert not is_saving(workdir)
+    assert_same(workdir, whole(steps))
+    print(f"{rounds} kills, {inside} inside of a save")
+
+
+def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
+    """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
+    workdir, steps = tmp_path / "run", 150
+    given = arguments(workdir, data_dir, steps=steps)
+    with Job(*given, processes=2) as job:
+        job.until(f"step 6/{steps}")
+        job.signal(signal.SIGTERM, 1)
+        assert job.wait(120) == [143, 143]
+        assert not [line for index in (0, 1) for line in job.lines(index) if "Traceback" in line]
+    kept = processes.saved_steps(workdir)[-1]
+    assert kept == len(processes.losses(workdir))
+    for killed, at in ((1, 30), (0, 60)):
+        with Job(*given, processes=2) as job:
+            job.until(f"step {at}/{steps}")
+            assert f"resuming {workdir} at step {kept} of {steps}" in job.stderr()
+            pid = job.processes[killed].pid
+            job.kill(killed)
+            began = time.monotonic()
+            codes = job.wait(120)
+            took = time.monotonic() - began
+            assert (codes[killed], codes[1 - killed]) == (137, 1)
+            assert re.search(rf"process {killed} \(process {pid} on .*\) of the run is gone: ", job.stderr(1 - killed))
+            print(f"process {killed} killed: the other ended after {took:.1f} s")
+        kept = processes.saved_steps(workdir)[-1]
+        assert kept >= at - 8, "nothing but the steps since the last save, or the one under way, is lost"
+    processes.finish(*given, processes=2)
+    assert_same(workdir, whole(steps, 2))
+
+
+# --- damaged ----------------------------------------------------------------------------------------------------------
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def halve(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+DAMAGES = {
+    "truncated parameters": lambda step: halve(largest(step / "params")),
+    "truncated moments": lambda step: halve(largest(step / "train")),
+    "no moments": lambda step: shutil.rmtree(step / "train"),
+    "no model.json": lambda step: (step / "model" / "model.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_newest_checkpoint(halfway, whole, data_dir, tmp_path, damage):
+    source, older, newest = halfway
+    workdir = processes.copy(source, tmp_path / "run")
+    damage(workdir / "checkpoints" / str(newest))
+    stderr = processes.finish(*arguments(workdir, data_dir))
+    found = re.search(
+        rf"^the checkpoint of step {newest} is damaged \((.+)\): moved to (.+)\ngoing on from (.+)$",
+        stderr,
+        re.MULTILINE,
+    )
+    assert found, stderr
+    assert found[2] == f"{workdir}/damaged/{newest}"
+    assert os.path.isdir(found[2])
+    assert found[3] == f"step {older}"
+    assert f"resuming {workdir} at step {older} of {STEPS}" in stderr
+    assert "Traceback" not in stderr
+    assert_same(workdir, whole())
+
+
+def test_scores_of_an_older_checkpoint_are_damaged(halfway, data_dir, tmp_path):
+    """They are read to find the best one, wherever the run goes on."""
+    source, older, newest = halfway
+    workdir = processes.copy(source, tmp_path / "run")
+    (workdir / "checkpoints" / str(older) / "metrics").mkdir(exist_ok=True)
+    (workdir / "checkpoints" / str(older) / "metrics" / "metrics").write_text('{"mean_iou": 0.')
+    stderr = processes.finish(*arguments(workdir, data_dir))
+    assert f"the checkpoint of step {older} is damaged (" in stderr
+    assert f"going on from step {newest}\nresuming {workdir} at step {newest} of {STEPS}" in stderr
+
+
+def test_a_deleted_newest_checkpoint(halfway, whole, data_dir, tmp_path):
+    source, older, newest = halfway
+    workdir = processes.copy(source, tmp_path / "run", without=[newest])
+    assert f"resuming {workdir} at step {older} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
+    assert_same(workdir, whole())
+
+
+def test_all_checkpoints_damaged(halfway, whole, data_dir, tmp_path):
+    source, older, newest = halfway
+    workdir = processes.copy(source, tmp_path / "run")
+    for step in (older, newest):
+        empty(largest(workdir / "checkpoints" / str(step) / "params"))
+    stderr = processes.finish(*arguments(workdir, data_dir), processes=2)
+    assert "going on from the start\n" in stderr
+    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == sorted([str(older), str(newest)])
+    assert_same(workdir, whole(STEPS, 2))
+
+
+def restored(workdir, step):
+    """The arrays of a state, read as a run reads them."""
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        params = checkpoints.spec(step).abstract_params()
+        constants = {"momentum": 0.9, "weight_decay": 1e-4, "bias_multiplier": 1.0, "clip_norm": 1.0, "frozen": ()}
+        optimizer = optim.make_optimizer(params, name="adamw", schedule=lambda step: 1e-3, **constants)
+        abstract = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.leaves(checkpoints.restore(step, checkpoint.with_sharding(abstract, place)))
+
+
+@pytest.mark.parametrize("damage", [os.unlink, empty, halve])
+def test_no_damage_to_any_file_goes_unseen(halfway, tmp_path, damage):
+    """Either it is found before the run reads the checkpoint, or what it reads is the same as ever."""
+    source, older, newest = halfway
+    expected = [np.asarray(x) for x in restored(source, newest)]
+    seen = unseen = 0
+    for path in sorted((source / "checkpoints" / str(newest)).rglob("*")):
+        if path.is_dir() or (damage is halve and path.stat().st_size < 2):
+            continue
+        workdir = processes.copy(source, tmp_path / "run", without=[older])
+        damage(workdir / path.relative_to(source))
+        checkpoint.set_damaged_aside(workdir)
+        if processes.saved_steps(workdir):
+            unseen += 1
+            for found, value in zip(restored(workdir, newest), expected, strict=True):
+                np.testing.assert_array_equal(found, value, err_msg=str(path))
+        else:
+            seen += 1
+        shutil.rmtree(workdir)
+    assert seen >= 5
+    print(f"{seen} seen, {unseen} harmless")
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+@needs_namespaces
+def test_a_disk_that_fills_up_in_the_middle(whole, data_dir, tmp_path):
+    """Stops with one line; what was saved is intact; with room again the same command goes on."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    filled = """
+        "$@" & run=$!
+        until [ -e "$0/run/checkpoints/4" ]; do sleep 0.02; done
+        cat /dev/zero > "$0/filler" 2> /dev/null || true
+        code=0; wait $run || code=$?
+        echo "code $code"; ls "$0/run/checkpoints"; echo again >&2
+        rm "$0/filler"
+        "$@"
+        cp -r "$0/run" "$0.kept"
+        """
+    wrap = ("unshare", "-rm", "bash", "-ec", f'mount -t tmpfs -o size=40m none "$0"; {filled}', disk)
+    with Job(*arguments(disk / "run", data_dir), wrap=wrap) as job:
+        assert job.wait() == [0], job.everything()
+        code, *kept = job.stdout().split("\n")
+        before, after = job.stderr().split("\nagain\n")
+    assert code == "code 1"
+    steps = [int(name) for name in kept if name.isdecimal()]
+    assert steps, "those saved before are there"
+    assert re.match("disk full: .*: free some space and give the same command again$", before.splitlines()[-1])
+    assert "Traceback" not in before + after
+    assert "damaged" not in after
+    assert f"resuming {disk}/run at step {max(steps)} of {STEPS}" in after
+    assert_same(tmp_path / "disk.kept", whole())
+
+
+@needs_namespaces
+def test_a_run_whose_disk_has_become_read_only(halfway, data_dir, tmp_path):
+    source, _, newest = halfway
+    workdir = processes.copy(source, tmp_path / "disk" / "run")
+    before = processes.state(workdir, newest)
+    again = 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; exec "$@"'
+    wrap = ("unshare", "-rm", "bash", "-ec", again, tmp_path / "disk")
+    with Job(*arguments(workdir, data_dir), wrap=wrap) as job:
+        assert job.wait() == [1]
+        assert len(job.lines()) == 1
+        assert re.match(r".*Read-only file system.*: give a --workdir that can be written$", job.lines()[0])
+    processes.assert_identical(processes.state(workdir, newest), before)
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_on_one_workdir(whole, data_dir, tmp_path):
+    """The second is refused and names the first, which does not notice."""
+    given = arguments(tmp_path / "run", data_dir)
+    with Job(*given) as first:
+        first.until(f"step 1/{STEPS}")
+        with Job(*given) as second:
+            assert second.wait() == [1]
+            (line,) = second.lines()
+            assert re.fullmatch(
+                rf"ValueError: another run works in {tmp_path}/run \(process {first.processes[0].pid} on .+\):"
+                " wait for its end, or use another --workdir",
+                line,
+            )
+        assert first.wait() == [0]
+    assert_same(tmp_path / "run", whole())
+
+
+def test_a_loss_that_is_not_finite(data_dir, tmp_path):
+    """Ends with one line that names step and images; nothing that is not finite is saved."""
+    given = arguments(tmp_path, data_dir, "--config.learning_rate=1e30,", "--config.log.every=2", steps=12)
+    with Job(*given) as job:
+        assert job.wait() == [1]
+        line = job.lines()[-1]
+        assert "Traceback" not in job.stderr()
+    found = re.match(
+        r"FloatingPointError: the loss or its gradient is not finite at step (\d+), images (.+); the last checkpoint is"
+        r" of step (\d+): lower learning_rate",
+        line,
+    )
+    assert found, line
+    assert int(found[1]) <= 4
+    assert len(found[2].split(", ")) == 4
+    assert processes.saved_steps(tmp_path) == ([int(found[3])] if int(found[3]) else [])
+
+
+def test_corrupt_images_in_the_middle_of_the_data(tmp_path):
+    """Named; with `raise` nothing is begun, with `skip` the run goes on without them and its results count them."""
+    root = tmp_path / "raw"
+    write_voc(root, {name: make_label(k) for k, name in enumerate("abcdefgh")})
+    voc_list(root, "train", "abcde")
+    voc_list(root, "val", "fgh")
+    folder = root / "VOCdevkit" / "VOC2012"
+    halve(folder / "JPEGImages" / "c.jpg")
+    halve(folder / "SegmentationClass" / "g.png")
+    given = (
+        "--config=configs/voc_laptop.py",
+        *(a for a in RUN if "split" not in a and "fcn8s.py" not in a and "network" not in a),
+        "--config.network=fcn32s",
+        "--config.steps=8,",
+        "--config.init.weights=",
+        "--config.init.random=conv*,fc*",
+        f"--config.data.raw_dir={root}",
+        f"--config.data.data_dir={tmp_path}/data",
+    )
+    with Job(*given, f"--workdir={tmp_path}/raise") as job:
+        assert job.wait() == [1]
+        assert re.match(
+            r"CorruptError: image 'c' cannot be decoded \(.+\): replace or remove the file", job.lines()[-1]
+        )
+    assert not (tmp_path / "raise").exists()
+    stderr = processes.finish(*given, f"--workdir={tmp_path}/skip", "--config.data.corrupt=skip")
+    for name in ("image 'c'", "label '.*g.png'"):
+        assert re.search(f"{name} cannot be decoded", stderr), stderr
+    assert len(processes.losses(tmp_path / "skip")) == 8
+    results = json.loads((tmp_path / "skip" / "eval_val.json").read_text())
+    assert (results["num_examples"], results["num_corrupt"]) == (2, 1)
