@@ -1,7 +1,7 @@
 """Checkpoints by Orbax. A run keeps the latest two, to go on from one if the other is damaged, and the best by mean IU.
 
-Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}. A directory with `params` and
-`model/model.json` alone is a parameters-only checkpoint: converted weights.
+Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}; `params` is the average where optim.ema
+asks for one. A directory with `params` and `model/model.json` alone is a parameters-only checkpoint: converted weights.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ class Checkpoints:
         step = int(state.step)
         _check_room(self.directory, state, f"the checkpoint of step {step}")
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            train=ocp.args.StandardSave({"opt_state": state.opt_state, "bad_step": state.bad_step}),
+            params=ocp.args.StandardSave(state.result),
+            train=ocp.args.StandardSave(_rest(state)),
             model=ocp.args.JsonSave(spec.to_json()),
         )
         if not self._manager.save(step, args=items, metrics=metrics):
@@ -93,12 +93,15 @@ class Checkpoints:
     def restore(self, step: int, target: TrainState) -> TrainState:
         """The state at `step`, placed as `target` is (an abstract state with shardings will do)."""
         items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(target.params),
-            train=ocp.args.StandardRestore({"opt_state": target.opt_state, "bad_step": target.bad_step}),
+            params=ocp.args.StandardRestore(target.result),
+            train=ocp.args.StandardRestore(_rest(target)),
         )
         restored = self._manager.restore(step, args=items)
+        result, rest = restored["params"], restored["train"]
         number = jax.device_put(jax.numpy.int32(step), target.step.sharding)
-        return TrainState(number, restored["params"], restored["train"]["opt_state"], restored["train"]["bad_step"])
+        if target.average is None:
+            return TrainState(number, result, rest["opt_state"], rest["bad_step"])
+        return TrainState(number, rest["params"], rest["opt_state"], rest["bad_step"], result)
 
     def spec(self, step: int) -> model_spec.ModelSpec:
         """The network of the checkpoint at `step`."""
@@ -114,6 +117,12 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         """Waits for what is being saved, also where an error or Ctrl-C ends the run."""
         self._manager.close()
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint's `train` holds: all that predicting does not need."""
+    rest = {"opt_state": state.opt_state, "bad_step": state.bad_step}
+    return rest if state.average is None else {**rest, "params": state.params}
 
 
 def set_damaged_aside(workdir: pathlib.Path) -> None:

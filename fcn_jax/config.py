@@ -39,6 +39,7 @@ _LIMITS: dict[str, tuple[float | None, float | None]] = {
     "optim.weight_decay": (0, None),
     "optim.bias_multiplier": (0, None),
     "optim.clip_norm": (0, None),
+    "optim.ema": (0, 0.999999),
     "eval.batch_size": (1, None),
     "eval.every": (0, None),
     "eval.pictures": (0, None),
@@ -103,6 +104,7 @@ def default() -> ConfigDict:
     c.optim.weight_decay = 1e-4  # of kernels; biases have none
     c.optim.bias_multiplier = 1.0  # learning rate of biases relative to kernels; 2 in the paper
     c.optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
+    c.optim.ema = 0.0  # decay of an average of the parameters, which is evaluated and kept; 0.999 say; 0: none
     c.optim.frozen = ""  # globs of layers that stay as they start, such as conv1_*,conv2_*
 
     c.loss = ConfigDict()
@@ -115,6 +117,8 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.batch_size = 8
     c.eval.every = 1000  # steps; also at the end of each stage; 0: only then
+    c.eval.scales = (1.0,)  # the image is scored at each of these sizes, and the probabilities are averaged
+    c.eval.flip = False  # and mirrored too
     c.eval.pictures = 4  # of image, truth, prediction and errors, written at each evaluation
 
     c.log = ConfigDict()
@@ -196,6 +200,10 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(f"config.data.crop_size={crop!r}: give (height, width) in pixels, or () for whole images")
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise ValueError(f"config.data.scale={scale!r}: give (lowest, highest) with 0 < lowest <= highest")
+    if not config.eval.scales or not all(0 < s <= 8 for s in config.eval.scales):
+        raise ValueError(
+            f"config.eval.scales={config.eval.scales!r}: give factors above 0 and up to 8, such as (0.75, 1.0)"
+        )
     if tuple(scale) != (1.0, 1.0) and not crop:
         raise ValueError("config.data.scale resizes images, so it needs config.data.crop_size=(height, width)")
 

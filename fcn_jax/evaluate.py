@@ -21,14 +21,20 @@ from fcn_jax.models.spec import ModelSpec
 
 
 def compile_eval_step(
-    spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, *, dtype: str, batch_size: int
+    spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, config: ConfigDict
 ) -> Callable[..., Any]:
     """train_state.eval_step of one network on batches of one split, compiled over the mesh.
 
     `places` are the shardings of the parameters (one for all will do). The counts come back whole on every device.
     ValueError with what would fit if the memory does not suffice.
     """
-    step = functools.partial(train_state.eval_step, model=spec.build(dtype=dtype))
+    batch_size = config.eval.batch_size
+    step = functools.partial(
+        train_state.eval_step,
+        model=spec.build(dtype=config.model.dtype),
+        scales=tuple(config.eval.scales),
+        flip=config.eval.flip,
+    )
     whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
     canvas = pipeline.largest_size(split)
     batch = {
@@ -124,7 +130,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
             " evaluate it on its own dataset"
         )
     results, panels = evaluate(
-        compile_eval_step(spec, whole, mesh, data, dtype=config.model.dtype, batch_size=config.eval.batch_size),
+        compile_eval_step(spec, whole, mesh, data, config),
         params,
         data,
         mesh,
@@ -133,17 +139,26 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         pictures=config.eval.pictures,
         corrupt=config.data.corrupt,
     )
-    results = {"step": int(directory.name) if directory.name.isdigit() else 0, **results}
+    results = {"step": int(directory.name) if directory.name.isdigit() else 0, **way(config), **results}
     if distributed.is_main():
         write_results(workdir, results, data, panels)
     return results
 
 
+def way(config: ConfigDict) -> dict[str, Any]:
+    """What else than the weights the scores depend on: {scales, flip}."""
+    return {"scales": list(config.eval.scales), "flip": config.eval.flip}
+
+
 def write_results(
     workdir: pathlib.Path, results: dict[str, Any], split: datasets.Split, panels: list[np.ndarray]
 ) -> None:
-    """Writes eval_<split>.json and pictures/<split>_<k>.png, 'train[:50%]' as train_-50pct. NaN becomes null."""
+    """Writes eval_<split>.json and pictures/<split>_<k>.png, 'train[:50%]' as train_-50pct. NaN becomes null.
+
+    Results of several scales or mirror images go beside the plain ones, to <split>_multiscale.
+    """
     name = split.split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
+    name += "" if _is_plain(results) else "_multiscale"
     readable = {key: _null_if_nan(value) for key, value in results.items()}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
     path = workdir / f"eval_{name}.json"
@@ -151,6 +166,11 @@ def write_results(
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
         Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
+
+
+def _is_plain(results: dict[str, Any]) -> bool:
+    """Whether each image was scored once, as it is."""
+    return results["scales"] == [1.0] and not results["flip"]
 
 
 def _add(confusion: np.ndarray, loss: float, counts: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, float]:

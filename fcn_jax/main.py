@@ -43,7 +43,13 @@ def main(argv: Sequence[str]) -> None:
     results = evaluate.evaluate_checkpoint(config, workdir, split=split, which=_WHICH.value)
     if not distributed.is_main():
         return
-    print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
+    scales = ", ".join(f"{scale:g}" for scale in results["scales"])
+    how = (
+        f", scales {scales}{' and mirrored' if results['flip'] else ''}"
+        if results["flip"] or results["scales"] != [1.0]
+        else ""
+    )
+    print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}{how}")
     print(metrics.table(results))
 
 

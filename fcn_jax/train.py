@@ -159,16 +159,16 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
         clip_norm=config.optim.clip_norm,
         frozen=config_lib.words(config.optim.frozen),
     )
-    create = functools.partial(train_state.create_train_state, optimizer=optimizer, step=stage.start)
+    create = functools.partial(
+        train_state.create_train_state, optimizer=optimizer, step=stage.start, averaged=config.optim.ema > 0
+    )
     abstract = jax.eval_shape(create, spec.abstract_params())
     places = sharding.place(abstract, run.mesh, divided=config.sharding.params)
     abstract = checkpoint.with_sharding(abstract, places)
     # Compiled first, since that shows whether the memory suffices.
     dataset, canvas = _train_dataset(run)
     update = _compile_update(run, spec, optimizer, abstract, canvas)
-    eval_step = evaluate.compile_eval_step(
-        spec, places.params, run.mesh, run.eval_split, dtype=config.model.dtype, batch_size=config.eval.batch_size
-    )
+    eval_step = evaluate.compile_eval_step(spec, places.params, run.mesh, run.eval_split, config)
     step = run.checkpoints.latest_step() or 0
     if step > stage.start:
         state = run.checkpoints.restore(step, abstract)
@@ -177,7 +177,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     log.info("%s: steps %d to %d", stage.network, int(state.step), stage.end)
     with Stop() as stop:
         state = _loop(run, stage, spec, state, dataset, update, eval_step, stop)
-    return sharding.to_host(state.params, run.mesh)
+    return sharding.to_host(state.result, run.mesh)
 
 
 def _loop(
@@ -239,7 +239,7 @@ def _evaluate(
     """Evaluates on the eval split, writes results, curves and pictures; the scores that go with the checkpoint."""
     results, panels = evaluate.evaluate(
         eval_step,
-        state.params,
+        state.result,
         run.eval_split,
         run.mesh,
         batch_size=run.config.eval.batch_size,
@@ -251,7 +251,9 @@ def _evaluate(
     scores = {key: value for key, value in results.items() if isinstance(value, float)}
     _write_curve(run, step, {f"eval/{key}": value for key, value in scores.items()})
     if run.writer is not None:
-        evaluate.write_results(run.workdir, {"step": step, **results}, run.eval_split, panels)
+        evaluate.write_results(
+            run.workdir, {"step": step, **evaluate.way(run.config), **results}, run.eval_split, panels
+        )
         for index, picture in enumerate(panels):
             run.writer.add_image(f"eval/{index}", picture, step, dataformats="HWC")
     log.info(
@@ -323,6 +325,7 @@ def _compile_update(
         class_weights=jnp.asarray(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
         seed=config.seed,
+        ema=config.optim.ema,
         gather=_gather(run, abstract.params),
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)

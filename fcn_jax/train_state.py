@@ -1,6 +1,6 @@
 """The state of a run and the two pure functions that everything else feeds: train_step and eval_step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fcn_jax import losses, metrics
+from fcn_jax import losses, metrics, multiscale
 
 Batch = dict[str, jax.Array]
 
@@ -22,6 +22,7 @@ class TrainState:
       step: int32 [], optimizer updates so far, over all stages.
       params: {layer: {'kernel', 'bias'}}, float32.
       opt_state: of the stage's optimizer.
+      average: None, or the exponential moving average of the parameters, like them.
       bad_step: int32 [], the first update whose loss or gradient was not finite; -1 while there is none. It is kept on
         the device so that the loop never waits for it.
     """
@@ -30,11 +31,20 @@ class TrainState:
     params: Any
     opt_state: Any
     bad_step: jax.Array
+    average: Any = None
+
+    @property
+    def result(self) -> Any:
+        """The parameters that are evaluated, exported and handed to the next stage: the average if there is one."""
+        return self.params if self.average is None else self.average
 
 
-def create_train_state(params: Any, optimizer: optax.GradientTransformation, step: int = 0) -> TrainState:
+def create_train_state(
+    params: Any, optimizer: optax.GradientTransformation, step: int = 0, *, averaged: bool = False
+) -> TrainState:
     """The state before the first update of a stage."""
-    return TrainState(jnp.int32(step), params, optimizer.init(params), jnp.int32(-1))
+    average = jax.tree.map(jnp.copy, params) if averaged else None
+    return TrainState(jnp.int32(step), params, optimizer.init(params), jnp.int32(-1), average)
 
 
 def train_step(
@@ -48,6 +58,7 @@ def train_step(
     normalization: str,
     seed: int,
     gather: Callable[[Any], Any] = lambda params: params,
+    ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update.
 
@@ -55,6 +66,7 @@ def train_step(
       batch: image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W] (255 void), size int32 [A, B, 2]; the gradients of
         the A batches are accumulated.
       groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+      ema: the decay of state.average.
       gather: makes divided parameters whole for the computation (sharding.gather).
 
     Returns:
@@ -82,23 +94,45 @@ def train_step(
 
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(params, average, 1 - _decay(ema, state.step))
     bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
     new_state = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         opt_state=opt_state,
         bad_step=jnp.where(bad, state.step, state.bad_step),
+        average=average,
     )
     return new_state, {"loss": loss, "gradient_norm": norm}
 
 
-def eval_step(params: Any, batch: Batch, *, model: nn.Module) -> dict[str, jax.Array]:
+def _decay(ema: float, step: jax.Array) -> jax.Array:
+    """float32 []: little memory while there is little to remember, (1 + t) / (10 + t) until that exceeds `ema`."""
+    t = step.astype(jnp.float32)
+    return jnp.minimum(jnp.float32(ema), (1 + t) / (10 + t))
+
+
+def eval_step(
+    params: Any, batch: Batch, *, model: nn.Module, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> dict[str, jax.Array]:
     """Counts of one padded batch: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2].
+
+    With other `scales` than 1, or with `flip`, of the probabilities that multiscale.scores averages.
 
     Returns:
       confusion int32 [C, C], loss float32 [] (summed over labelled pixels), prediction uint8 [B, H, W].
     """
-    logits: Any = model.apply({"params": params}, batch["image"], batch["size"])
+
+    def score(image: jax.Array, size: jax.Array) -> Any:
+        return model.apply({"params": params}, image, size)
+
+    if tuple(scales) == (1.0,) and not flip:
+        logits = score(batch["image"], batch["size"])
+    else:
+        logits = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip)
     prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
     return {
         "confusion": metrics.confusion_matrix(batch["label"], prediction, logits.shape[-1]),

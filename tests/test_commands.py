@@ -102,6 +102,26 @@ def test_evaluation_prints_a_table_and_writes_its_results(workdir, data_dir):
     assert float(background[1]) == pytest.approx(100 * results["per_class_iou"]["background"], abs=0.051)
 
 
+def test_evaluation_at_several_scales_stands_beside_the_plain_one(workdir, data_dir):
+    given = (
+        DEMO,
+        *TINY,
+        f"--config.data.data_dir={data_dir}",
+        f"--workdir={workdir}",
+        "--mode=eval",
+        "--split=tiny[:2]",
+    )
+    for more in ((), ("--config.eval.scales=0.75,1", "--config.eval.flip=True")):
+        process = train(*given, *more)
+        assert process.returncode == 0, process.stderr
+    assert "2 images of tiny[:2], scales 0.75, 1 and mirrored" in process.stdout
+    plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in ("", "_multiscale"))
+    assert (plain["scales"], plain["flip"], several["scales"], several["flip"]) == ([1.0], False, [0.75, 1], True)
+    assert plain["loss"] != several["loss"]
+    assert plain["num_examples"] == several["num_examples"] == 2
+    assert "give factors above 0" in error_of(train(*given, "--config.eval.scales=0,"))
+
+
 def test_a_finished_run_says_so(workdir, data_dir):
     process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
     assert process.returncode == 0

@@ -369,6 +369,7 @@ def small_config(data_dir):
     c.data.name, c.data.train_split, c.data.eval_split, c.data.data_dir = "shapes", "tiny[:6]", "tiny[6:]", data_dir
     c.data.batch_size = 4
     c.data.crop_size, c.data.flip, c.data.scale, c.data.colour_jitter = (64, 64), True, (0.8, 1.2), 0.2
+    c.optim.ema = 0.9
     c.eval.batch_size, c.eval.every, c.eval.pictures = 4, 0, 0
     c.log.every = 1
     return c

@@ -64,6 +64,8 @@ def test_a_run_leaves_its_results(finished):
     results = json.loads((finished / "eval_tiny_6-.json").read_text())
     assert list(results) == [
         "step",
+        "scales",
+        "flip",
         "split",
         "num_examples",
         "num_corrupt",

@@ -66,7 +66,7 @@ def make_sgd(params, rate=1.0, frozen=()):
     )
 
 
-def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", seed=0):
+def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", seed=0, ema=0.0):
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
@@ -79,6 +79,7 @@ def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel"
             class_weights=class_weights,
             normalization=normalization,
             seed=seed,
+            ema=ema,
         )
 
     return step
@@ -379,3 +380,22 @@ def test_a_batch_that_the_devices_cannot_share(size, remedy):
     ):
         sharding.check_divisible("data.batch_size", size, 4)
     sharding.check_divisible("data.batch_size", 8, 4)
+
+
+def test_the_average_by_hand(batch):
+    """Slow to remember at first: (1 + t) / (10 + t), until that exceeds the decay."""
+    params = pixelwise_params()
+    optimizer = make_sgd(params, rate=0.1)
+    step = jax.jit(make_step(params, optimizer, Pixelwise(), ema=0.2))
+    state = train_state.create_train_state(params, optimizer, averaged=True)
+    plain = train_state.create_train_state(params, optimizer)
+    assert plain.result is plain.params
+    expected = params
+    for decay in (0.1, 2 / 11, 0.2, 0.2):
+        state, _ = step(state, batch, ONES)
+        plain, _ = step(plain, batch, ONES)
+        expected = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * np.asarray(p), expected, state.params)
+    assert state.result is state.average
+    assert_close(state.average, expected, 1e-6)
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)  # training itself does not notice
+    assert plain.average is None

@@ -1,0 +1,55 @@
+"""Scoring images at several sizes and mirrored, and averaging the probabilities."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def scores(
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    image: jax.Array,
+    sizes: jax.Array,
+    *,
+    scales: Sequence[float],
+    flip: bool,
+) -> jax.Array:
+    """Logarithms float32 [B, H, W, C] of the mean probabilities over all scales, and mirror images if `flip`.
+
+    Args:
+      score: gives logits [B, H', W', C] of images float32 [B, H', W', 3] and their sizes int32 [B, 2].
+      image: 0..255 [B, H, W, 3]; what lies outside an image's size does not matter.
+      sizes: int32 [B, 2], height and width of each image at the top left of its canvas.
+      scales: factors of height and width. Resized is bilinearly, each image up to its own edges.
+    """
+    canvas = image.shape[1:3]
+    total: jax.Array | float = 0.0
+    ways = list(itertools.product(scales, (False, True) if flip else (False,)))
+    for scale, mirrored in ways:
+        resized = tuple(max(1, round(n * scale)) for n in canvas)
+        new_sizes = jnp.maximum(jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32), 1)
+        x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
+        probabilities = jax.nn.softmax(score(x, new_sizes).astype(jnp.float32))
+        total = total + _resample(probabilities, new_sizes, sizes, canvas, mirrored)
+    return jnp.log(jnp.maximum(total / len(ways), jnp.finfo(jnp.float32).tiny))
+
+
+def _resample(x: jax.Array, old: jax.Array, new: jax.Array, canvas: tuple[int, ...], mirrored: bool) -> jax.Array:
+    """Maps [B, H, W, C] of sizes `old` as maps [B, *canvas, C] of sizes `new`, bilinearly."""
+    rows = _interpolation(old[:, 0], new[:, 0], x.shape[1], canvas[0])
+    columns = _interpolation(old[:, 1], new[:, 1], x.shape[2], canvas[1], mirrored)
+    x = jnp.einsum("boh,bhwc->bowc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("bpw,bowc->bopc", columns, x, precision=lax.Precision.HIGHEST)
+
+
+def _interpolation(
+    old: jax.Array, new: jax.Array, old_canvas: int, new_canvas: int, mirrored: bool = False
+) -> jax.Array:
+    """float32 [B, new_canvas, old_canvas]: the weights of old pixels in new ones; centres at half, edges repeated."""
+    old = old.astype(jnp.float32)[:, None]
+    centre = (jnp.arange(new_canvas, dtype=jnp.float32) + 0.5)[None] * (old / new.astype(jnp.float32)[:, None]) - 0.5
+    centre = jnp.clip(centre, 0, old - 1)
+    centre = old - 1 - centre if mirrored else centre
+    return jnp.maximum(1 - jnp.abs(centre[..., None] - jnp.arange(old_canvas, dtype=jnp.float32)[None, None]), 0)
