@@ -1,6 +1,8 @@
 """A run's results as a section of RESULTS.md, and its pictures as one.
 
-python benchmarks/report.py runs/voc_laptop --split=val --picture=docs/voc_laptop.jpg
+    python benchmarks/report.py runs/voc_laptop --split=val --picture=docs/voc_laptop.jpg --curves=docs/voc_laptop.png
+
+--curves needs matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
 """
 
 import argparse
@@ -48,12 +50,32 @@ def minutes(rows, pause=600):
     return sum(b - a for a, b in itertools.pairwise(times) if b - a < pause) / 60
 
 
+def plot_curves(rows, path):
+    """Training loss, and mean IU of the evaluations on the way, against the step."""
+    import matplotlib  # not a dependency of fcn_jax
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for axis, key, factor, label in (
+        (left, "loss", 1, "training loss"),
+        (right, "eval/mean_iou", 100, "mean IU on the eval split, %"),
+    ):
+        points = [(row["step"], factor * row[key]) for row in rows if key in row]
+        axis.plot(*zip(*points, strict=True), color="#1f77b4", marker="o" if len(points) < 30 else None, markersize=4)
+        axis.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def main():
     """Prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("--curves", type=pathlib.Path)
     options = parser.parse_args()
     results = json.loads((options.run / f"eval_{options.split}.json").read_text())
     steps = [json.loads(line) for line in (options.run / "curves.jsonl").read_text().splitlines()]
@@ -69,6 +91,8 @@ def main():
     per_class = results["per_class_iou"]
     print("| " + " | ".join(per_class) + " |\n" + "|---" * len(per_class) + "|")
     print("| " + " | ".join("-" if v is None else f"{100 * v:.1f}" for v in per_class.values()) + " |")
+    if options.curves:
+        plot_curves(steps, options.curves)
     if options.picture:
         stack(sorted((options.run / "pictures").glob(f"{options.split}_*.png")), options.picture)
 

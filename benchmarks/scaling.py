@@ -114,7 +114,7 @@ def compile_step(case):
     abstract = jax.eval_shape(create, spec.abstract_params())
     abstract = checkpoint.with_sharding(abstract, sharding.place(abstract, mesh, divided=c.sharding.params))
     with mock.patch.object(sharding, "check_memory", return_value=0):  # this machine is not meant to hold it
-        return train._compile_update(run, spec, optimizer, abstract, (case.side, case.side))
+        return train._compile_update(run, config_lib.stages(c)[0], optimizer, abstract, (case.side, case.side))
 
 
 def read(compiled, partitioned=None):

@@ -5,11 +5,9 @@ asks for one. A directory with `params` and `model/model.json` alone is a parame
 """
 
 import contextlib
-import errno
 import json
 import logging
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +18,9 @@ import tensorstore
 from absl import logging as absl_logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from fcn_jax import workdir as workdir_lib
 from fcn_jax.models import spec as model_spec
+from fcn_jax.sharding import make_mesh, replicated
 from fcn_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Checkpoints:
           OSError: the disk has no room for it (found before anything is written).
         """
         step = int(state.step)
-        _check_room(self.directory, state, f"the checkpoint of step {step}")
+        workdir_lib.check_room(self.directory, _bytes(state), f"the checkpoint of step {step}")
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.result),
             train=ocp.args.StandardSave(_rest(state)),
@@ -119,6 +119,10 @@ class Checkpoints:
         self._manager.close()
 
 
+def _bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
 def _rest(state: TrainState) -> dict[str, Any]:
     """What a checkpoint's `train` holds: all that predicting does not need."""
     rest = {"opt_state": state.opt_state, "bad_step": state.bad_step}
@@ -126,19 +130,20 @@ def _rest(state: TrainState) -> dict[str, Any]:
 
 
 def set_damaged_aside(workdir: pathlib.Path) -> None:
-    """Moves checkpoints that cannot be read to workdir/damaged, and says so. Of those older than a whole one, arrays
-    are not read.
-    """
+    """Moves checkpoints that cannot be read to workdir/damaged, and says so; arrays are read until some are whole."""
     workdir = workdir.absolute()
     whole, moved = 0, False
     for step in reversed(saved_steps(workdir)):
-        directory, aside = workdir / "checkpoints" / str(step), workdir / "damaged" / str(step)
+        directory = workdir / "checkpoints" / str(step)
         reason = _damage(directory, arrays=not whole)
         if not reason:
             whole = whole or step
             continue
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        (workdir / "damaged").mkdir(exist_ok=True)
+        aside, number = workdir / "damaged" / str(step), 1
+        while aside.exists():
+            number += 1
+            aside = workdir / "damaged" / f"{step}-{number}"
         directory.rename(aside)
         moved = True
         log.warning("the checkpoint of step %d is damaged (%s): moved to %s", step, reason, aside)
@@ -157,14 +162,16 @@ def _damage(directory: pathlib.Path, *, arrays: bool) -> str:
         for path in (*directory.glob("metrics/metrics"), *directory.glob("*/array_metadatas/*")):
             json.loads(path.read_text())
         for item in ("params", "train") if arrays else ():
-            leaves = json.loads((directory / item / "_METADATA").read_text())["tree_metadata"].values()
-            for leaf in leaves:
+            saved = json.loads((directory / item / "_METADATA").read_text())
+            driver = "zarr3" if saved["use_zarr3"] else "zarr"
+            folder = {"driver": "file", "path": f"{directory / item}/"}
+            for leaf in saved["tree_metadata"].values():
                 if leaf["value_metadata"]["value_type"] == "None":
                     continue
                 name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
-                store = {"driver": "ocdbt", "base": f"file://{directory / item}", "path": name}
-                tensorstore.open({"driver": "zarr", "kvstore": store}, read=True).result().read().result()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
+                store = {"driver": "ocdbt", "base": folder, "path": name}
+                tensorstore.open({"driver": driver, "kvstore": store}, read=True).result().read().result()
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
         lines = str(error).splitlines() or [type(error).__name__]
         return lines[0][:100]
     return ""
@@ -199,10 +206,14 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
 
 
 def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, model_spec.ModelSpec]:
-    """Parameters and spec of a directory that `find` returned, on the default device or placed by `sharding`."""
+    """Parameters and spec of a directory that `find` returned, placed by `sharding`.
+
+    By default on the default device; with several processes, which all have to call this, whole on every device.
+    """
     spec = model_spec.read(directory / MODEL_JSON)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = with_sharding(spec.abstract_params(), sharding)
+    alone = jax.process_count() == 1
+    default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if alone else replicated(make_mesh())
+    target = with_sharding(spec.abstract_params(), sharding or default)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(directory / "params", target), spec
 
@@ -210,7 +221,7 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
 def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.ModelSpec) -> None:
     """Writes a parameters-only checkpoint to a directory that does not exist yet; OSError if there is no room."""
     directory = pathlib.Path(directory).absolute()
-    _check_room(directory.parent, params, "the parameters")
+    workdir_lib.check_room(directory.parent, _bytes(params), "the parameters")
     # In pieces, and without the copy of NumPy arrays that guards an asynchronous save: half the memory.
     handlers = ocp.type_handlers
     numpy_handler = handlers.NumpyHandler(deepcopy_host_arrays=False)
@@ -225,14 +236,6 @@ def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.Mod
     )
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(directory, args=items)
-
-
-def _check_room(folder: pathlib.Path, tree: Any, what: str) -> None:
-    """Orbax would find a full disk only after it had filled it."""
-    needed, free = sum(x.nbytes for x in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
-    if free < needed:
-        message = f"{what} would take {needed / 1e6:.1f} MB, of which {free / 1e6:.1f} are free"
-        raise OSError(errno.ENOSPC, message, str(folder))
 
 
 def with_sharding(tree: Any, sharding: Any) -> Any:

@@ -139,15 +139,20 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         pictures=config.eval.pictures,
         corrupt=config.data.corrupt,
     )
-    results = {"step": int(directory.name) if directory.name.isdigit() else 0, **way(config), **results}
+    results = {"step": int(directory.name) if directory.name.isdigit() else 0, **scoring(config), **results}
     if distributed.is_main():
         write_results(workdir, results, data, panels)
     return results
 
 
-def way(config: ConfigDict) -> dict[str, Any]:
+def scoring(config: ConfigDict) -> dict[str, Any]:
     """What else than the weights the scores depend on: {scales, flip}."""
     return {"scales": list(config.eval.scales), "flip": config.eval.flip}
+
+
+def is_plain(results: dict[str, Any]) -> bool:
+    """Whether each image was scored once, as it is."""
+    return results["scales"] == [1.0] and not results["flip"]
 
 
 def write_results(
@@ -158,7 +163,7 @@ def write_results(
     Results of several scales or mirror images go beside the plain ones, to <split>_multiscale.
     """
     name = split.split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
-    name += "" if _is_plain(results) else "_multiscale"
+    name += "" if is_plain(results) else "_multiscale"
     readable = {key: _null_if_nan(value) for key, value in results.items()}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
     path = workdir / f"eval_{name}.json"
@@ -166,11 +171,6 @@ def write_results(
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
         Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
-
-
-def _is_plain(results: dict[str, Any]) -> bool:
-    """Whether each image was scored once, as it is."""
-    return results["scales"] == [1.0] and not results["flip"]
 
 
 def _add(confusion: np.ndarray, loss: float, counts: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, float]:

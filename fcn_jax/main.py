@@ -43,13 +43,9 @@ def main(argv: Sequence[str]) -> None:
     results = evaluate.evaluate_checkpoint(config, workdir, split=split, which=_WHICH.value)
     if not distributed.is_main():
         return
-    scales = ", ".join(f"{scale:g}" for scale in results["scales"])
-    how = (
-        f", scales {scales}{' and mirrored' if results['flip'] else ''}"
-        if results["flip"] or results["scales"] != [1.0]
-        else ""
-    )
-    print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}{how}")
+    print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
+    if not evaluate.is_plain(results):
+        print(f"scales {', '.join(map(str, results['scales']))}{' and mirrored' if results['flip'] else ''}")
     print(metrics.table(results))
 
 

@@ -29,7 +29,8 @@ def scores(
     ways = list(itertools.product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in ways:
         resized = tuple(max(1, round(n * scale)) for n in canvas)
-        new_sizes = jnp.maximum(jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32), 1)
+        new_sizes = jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32)
+        new_sizes = jnp.clip(new_sizes, 1, jnp.array(resized)[None])  # 0.7 times 345 is rounded otherwise in float64
         x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
         probabilities = jax.nn.softmax(score(x, new_sizes).astype(jnp.float32))
         total = total + _resample(probabilities, new_sizes, sizes, canvas, mirrored)

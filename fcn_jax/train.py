@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import json
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from fcn_jax.stop import Stop, Stopped
 from fcn_jax.weights import merge
 
 log = logging.getLogger(__name__)
+
+_CURVES = 4_000_000  # bytes, more than an evaluation's pictures take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +170,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     abstract = checkpoint.with_sharding(abstract, places)
     # Compiled first, since that shows whether the memory suffices.
     dataset, canvas = _train_dataset(run)
-    update = _compile_update(run, spec, optimizer, abstract, canvas)
+    update = _compile_update(run, stage, optimizer, abstract, canvas)
     eval_step = evaluate.compile_eval_step(spec, places.params, run.mesh, run.eval_split, config)
     step = run.checkpoints.latest_step() or 0
     if step > stage.start:
@@ -252,7 +255,7 @@ def _evaluate(
     _write_curve(run, step, {f"eval/{key}": value for key, value in scores.items()})
     if run.writer is not None:
         evaluate.write_results(
-            run.workdir, {"step": step, **evaluate.way(run.config), **results}, run.eval_split, panels
+            run.workdir, {"step": step, **evaluate.scoring(run.config), **results}, run.eval_split, panels
         )
         for index, picture in enumerate(panels):
             run.writer.add_image(f"eval/{index}", picture, step, dataformats="HWC")
@@ -313,19 +316,20 @@ def _schedule(config: ConfigDict, stage: config_lib.Stage) -> Callable[[Any], An
 
 
 def _compile_update(
-    run: Run, spec: ModelSpec, optimizer: Any, abstract: Any, canvas: tuple[int, int]
+    run: Run, stage: config_lib.Stage, optimizer: Any, abstract: Any, canvas: tuple[int, int]
 ) -> Callable[..., Any]:
     """train_step compiled for the one shape of batch there is; refuses, before any work, what memory cannot hold."""
     config = run.config
     step = functools.partial(
         train_state.train_step,
-        model=spec.build(dropout=config.model.dropout, dtype=config.model.dtype),
+        model=run.spec(stage.network).build(dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
         class_weights=jnp.asarray(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
         seed=config.seed,
         ema=config.optim.ema,
+        start=stage.start,
         gather=_gather(run, abstract.params),
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
@@ -401,14 +405,24 @@ def _forget_curves_after(workdir: pathlib.Path, step: int) -> None:
     """Takes the points after the step that a run goes on from out of curves.jsonl: they come again."""
     path = workdir / "curves.jsonl"
     if path.exists():
-        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         workdir_lib.write(path, "".join(f"{row}\n" for row in rows))
+
+
+def _step_of(line: str) -> float:
+    """Of a line of curves.jsonl; infinite if a full disk or a power cut has left half of it."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _write_curve(run: Run, step: int, values: dict[str, float]) -> None:
     """To TensorBoard, and as a line of curves.jsonl for everything else."""
     if run.writer is None:
         return
+    # TensorBoard's writer would wait for ever on its thread, which a full disk has ended.
+    workdir_lib.check_room(run.workdir, _CURVES, "curves and pictures")
     for key, value in values.items():
         run.writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
     with open(run.workdir / "curves.jsonl", "a") as file:

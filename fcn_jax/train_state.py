@@ -59,6 +59,7 @@ def train_step(
     seed: int,
     gather: Callable[[Any], Any] = lambda params: params,
     ema: float = 0.0,
+    start: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update.
 
@@ -66,7 +67,7 @@ def train_step(
       batch: image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W] (255 void), size int32 [A, B, 2]; the gradients of
         the A batches are accumulated.
       groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
-      ema: the decay of state.average.
+      ema: the decay of state.average, which began at the step `start`.
       gather: makes divided parameters whole for the computation (sharding.gather).
 
     Returns:
@@ -97,7 +98,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        average = optax.incremental_update(params, average, 1 - _decay(ema, state.step))
+        average = optax.incremental_update(params, average, 1 - _decay(ema, state.step - start))
     bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
     new_state = TrainState(
         step=state.step + 1,

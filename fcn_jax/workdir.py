@@ -1,9 +1,11 @@
 """A run's folder: one run at a time, files whole or not at all, and which of its processes are alive."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 
@@ -58,6 +60,14 @@ def write(path: pathlib.Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(text)
     partial.replace(path)
+
+
+def check_room(folder: pathlib.Path, needed: int, what: str) -> None:
+    """OSError if fewer than `needed` bytes are free for `what`. Who writes in threads finds a full disk too late."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        message = f"{what} would take {needed / 1e6:.1f} MB, of which {free / 1e6:.1f} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
 
 
 def _lock(workdir: pathlib.Path, process: int) -> pathlib.Path:

@@ -25,8 +25,9 @@ ALLOWED = {
     "cli": {"stop"},
     "distributed": {"stop", "workdir"},
     "export": {"checkpoint", "export", "models"},
-    "train_state": {"losses", "metrics"},
-    "checkpoint": {"models", "train_state"},
+    "multiscale": set(),
+    "train_state": {"losses", "metrics", "multiscale"},
+    "checkpoint": {"models", "sharding", "train_state", "workdir"},
     "predictor": {"checkpoint", "models"},
 }
 

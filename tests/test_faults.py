@@ -21,6 +21,7 @@ from processes import Job
 from test_commands import needs_namespaces
 
 from fcn_jax import checkpoint, optim, train_state
+from fcn_jax.stop import Stop
 
 RUN = (
     "--config=configs/fcn8s.py:demo",
@@ -73,9 +74,12 @@ def halfway(data_dir, tmp_path_factory):
     """A run of STEPS that was killed, and the steps of its two checkpoints."""
     workdir = tmp_path_factory.mktemp("halfway") / "run"
     with Job(*arguments(workdir, data_dir)) as job:
-        job.until(lambda: len(processes.saved_steps(workdir)) == 2)
+        job.until(lambda: len(processes.saved_steps(workdir)) >= 2)
         job.kill()
-    return workdir, *processes.saved_steps(workdir)
+    *more, older, newest = processes.saved_steps(workdir)
+    for step in more:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    return workdir, older, newest
 
 
 # --- stopped ----------------------------------------------------------------------------------------------------------
@@ -107,6 +111,16 @@ def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path):
     assert_same(tmp_path / "run", whole())
 
 
+def test_a_second_signal_is_as_usual():
+    usual = signal.getsignal(signal.SIGTERM)
+    with Stop() as stop:
+        assert not stop.asked(1)
+        assert signal.getsignal(signal.SIGTERM) != usual
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked(2)
+        assert signal.getsignal(signal.SIGTERM) == usual
+
+
 # --- killed -----------------------------------------------------------------------------------------------------------
 
 
@@ -118,19 +132,19 @@ def is_saving(workdir):
 def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
     """SIGKILL, every second time inside of a save; each start has to go on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
-    workdir, steps, rng = tmp_path / "run", 12 * rounds, random.Random(rounds)
+    workdir, steps, rng = tmp_path / "run", 40 * rounds, random.Random(rounds)
     inside = 0
     for number in range(1, rounds + 1):
         with Job(*arguments(workdir, data_dir, steps=steps)) as job:
-            kept = processes.saved_steps(workdir)[-1:] if workdir.exists() else []
-            job.until(f"step {10 * number}/{steps}")
+            kept = max(processes.saved_steps(workdir), default=0)
+            job.until(f"step {kept + 10}/{steps}")
             time.sleep(rng.uniform(0, 0.2))
             if number % 2:
                 job.until(lambda: is_saving(workdir))
             job.kill()
             assert job.wait() == [137]
             inside += is_saving(workdir)
-            assert (f"resuming {workdir} at step {kept[0]} of" in job.stderr()) if kept else True, job.stderr()
+            assert not kept or f"resuming {workdir} at step {kept} of {steps}" in job.stderr(), job.stderr()
             assert "damaged" not in job.stderr()
     assert inside >= rounds // 3, "kills inside of a save are what this is about"
     assert "damaged" not in processes.finish(*arguments(workdir, data_dir, steps=steps))
@@ -141,7 +155,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
 
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
-    workdir, steps = tmp_path / "run", 150
+    workdir, steps = tmp_path / "run", 300
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
         job.until(f"step 6/{steps}")
@@ -150,7 +164,8 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
         assert not [line for index in (0, 1) for line in job.lines(index) if "Traceback" in line]
     kept = processes.saved_steps(workdir)[-1]
     assert kept == len(processes.losses(workdir))
-    for killed, at in ((1, 30), (0, 60)):
+    for killed in (1, 0):
+        at = kept + 20
         with Job(*given, processes=2) as job:
             job.until(f"step {at}/{steps}")
             assert f"resuming {workdir} at step {kept} of {steps}" in job.stderr()
@@ -194,7 +209,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_newest_checkpoint(halfway, whole, data_dir, tmp_path, damage):
     source, older, newest = halfway
-    workdir = processes.copy(source, tmp_path / "run")
+    workdir = processes.copy(source, tmp_path / "50% #1?")
     damage(workdir / "checkpoints" / str(newest))
     stderr = processes.finish(*arguments(workdir, data_dir))
     found = re.search(
@@ -207,6 +222,7 @@ def test_a_damaged_newest_checkpoint(halfway, whole, data_dir, tmp_path, damage)
     assert os.path.isdir(found[2])
     assert found[3] == f"step {older}"
     assert f"resuming {workdir} at step {older} of {STEPS}" in stderr
+    assert stderr.count("damaged (") == 1
     assert "Traceback" not in stderr
     assert_same(workdir, whole())
 
@@ -227,6 +243,28 @@ def test_a_deleted_newest_checkpoint(halfway, whole, data_dir, tmp_path):
     workdir = processes.copy(source, tmp_path / "run", without=[newest])
     assert f"resuming {workdir} at step {older} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
     assert_same(workdir, whole())
+
+
+def test_half_a_line_of_the_curves(halfway, whole, data_dir, tmp_path):
+    """As a full disk leaves it."""
+    source, _, newest = halfway
+    workdir = processes.copy(source, tmp_path / "run")
+    with open(workdir / "curves.jsonl", "a") as file:
+        file.write('{"step": 9, "time": 17')
+    assert f"resuming {workdir} at step {newest} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
+    assert_same(workdir, whole())
+
+
+def test_the_newest_damaged_twice(halfway, tmp_path):
+    """What was set aside first is not overwritten."""
+    source, older, newest = halfway
+    for k in range(2):
+        workdir = processes.copy(source, tmp_path / f"run{k}", without=[older])
+        (workdir / "checkpoints" / str(newest) / "model" / "model.json").unlink()
+        if k:
+            shutil.copytree(tmp_path / "run0" / "damaged", workdir / "damaged")
+        checkpoint.set_damaged_aside(workdir)
+    assert sorted(path.name for path in (tmp_path / "run1" / "damaged").iterdir()) == [f"{newest}", f"{newest}-2"]
 
 
 def test_all_checkpoints_damaged(halfway, whole, data_dir, tmp_path):
@@ -329,6 +367,7 @@ def test_two_runs_on_one_workdir(whole, data_dir, tmp_path):
     given = arguments(tmp_path / "run", data_dir)
     with Job(*given) as first:
         first.until(f"step 1/{STEPS}")
+        first.signal(signal.SIGSTOP)  # however long the second takes to start
         with Job(*given) as second:
             assert second.wait() == [1]
             (line,) = second.lines()
@@ -337,6 +376,7 @@ def test_two_runs_on_one_workdir(whole, data_dir, tmp_path):
                 " wait for its end, or use another --workdir",
                 line,
             )
+        first.signal(signal.SIGCONT)
         assert first.wait() == [0]
     assert_same(tmp_path / "run", whole())
 

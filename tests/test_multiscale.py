@@ -61,6 +61,14 @@ def test_scales_by_hand():
     np.testing.assert_allclose(found[..., 0], (3 / 4 + 6 / 7) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [45, 85, 165])
+def test_every_pixel_is_scored(size):
+    """float32 rounds 0.7 times these up, float64 down."""
+    image = jnp.ones((1, size, 3, 3), jnp.float32)
+    found = jnp.exp(multiscale.scores(identity, image, full(image), scales=(0.7,), flip=False))
+    np.testing.assert_allclose(found, 1 / 3, atol=1e-6)
+
+
 def test_padding_does_not_matter():
     """Each image of a batch has the scores that it has alone; what lies beside it is never looked at."""
     palette = ((0, 0, 0), (128, 0, 0), (0, 128, 0))

@@ -66,7 +66,7 @@ def make_sgd(params, rate=1.0, frozen=()):
     )
 
 
-def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", seed=0, ema=0.0):
+def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", seed=0, **average):
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
@@ -79,7 +79,7 @@ def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel"
             class_weights=class_weights,
             normalization=normalization,
             seed=seed,
-            ema=ema,
+            **average,
         )
 
     return step
@@ -386,9 +386,9 @@ def test_the_average_by_hand(batch):
     """Slow to remember at first: (1 + t) / (10 + t), until that exceeds the decay."""
     params = pixelwise_params()
     optimizer = make_sgd(params, rate=0.1)
-    step = jax.jit(make_step(params, optimizer, Pixelwise(), ema=0.2))
-    state = train_state.create_train_state(params, optimizer, averaged=True)
-    plain = train_state.create_train_state(params, optimizer)
+    step = jax.jit(make_step(params, optimizer, Pixelwise(), ema=0.2, start=7))
+    state = train_state.create_train_state(params, optimizer, step=7, averaged=True)
+    plain = train_state.create_train_state(params, optimizer, step=7)
     assert plain.result is plain.params
     expected = params
     for decay in (0.1, 2 / 11, 0.2, 0.2):

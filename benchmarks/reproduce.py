@@ -1,0 +1,176 @@
+"""Runs a row of RESULTS.md again, from nothing but the raw data, and compares it with what was recorded.
+
+    python benchmarks/reproduce.py                                # the rows, and what each needs
+    python benchmarks/reproduce.py shapes
+    python benchmarks/reproduce.py camvid --raw_dir=DIR           # DIR holds CamVid/
+
+The commands are printed and run as a user would run them; interrupted, the same command goes on, and a run that is
+finished in --workdir is only compared. The exit code is 1 if anything is outside of its tolerance. --record writes the
+figures to benchmarks/recorded/NAME.json, with commit, hardware, date and time, instead of comparing.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import report
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECORDED = ROOT / "benchmarks" / "recorded"
+PARTS = 8  # of the curve, whose mean losses are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run and its evaluations.
+
+    Attributes:
+      train: arguments of fcn_jax.main.
+      evaluations: (split, further arguments) of --mode=eval, of the latest checkpoint.
+      points: by how much the mean IU, pixel and mean accuracy may differ, in points of a hundred.
+      curve: by which fraction each eighth of the loss curve may differ.
+      data: the folder that --raw_dir has to hold, empty where the run makes its own.
+    """
+
+    train: tuple[str, ...]
+    evaluations: tuple[tuple[str, tuple[str, ...]], ...]
+    points: float
+    curve: float
+    data: str = ""
+
+
+MULTISCALE = ("--config.eval.scales=0.75,1,1.25", "--config.eval.flip=True")
+ROWS = {
+    "shapes": Row(("--config=configs/fcn8s.py:demo",), (("val", ()),), points=6.0, curve=0.25),
+    "camvid": Row(
+        ("--config=configs/camvid_fcn8s.py",),
+        (("val", ()), ("test", ()), ("test", MULTISCALE)),
+        points=2.0,
+        curve=0.15,
+        data="CamVid",
+    ),
+    "voc_laptop": Row(("--config=configs/voc_laptop.py",), (("val", ()),), points=2.0, curve=0.15, data="VOCdevkit"),
+}
+
+
+def run(row, workdir, raw_dir):
+    """Trains and evaluates; what is done already is not done again."""
+    train = (*row.train, *((f"--config.data.raw_dir={raw_dir}",) if row.data else ()), f"--workdir={workdir}")
+    fcn_jax(train)
+    end = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    for split, more in row.evaluations:
+        file = results_file(workdir, split, more)
+        if more or not file.exists() or json.loads(file.read_text())["step"] != end:
+            fcn_jax((*train, "--mode=eval", f"--split={split}", "--which=latest", *more))
+
+
+def fcn_jax(arguments):
+    """fcn_jax.main, as a user runs it."""
+    command = ("python", "-m", "fcn_jax.main", *arguments)
+    print(" ".join(command), flush=True)
+    if code := subprocess.run((sys.executable, *command[1:]), cwd=ROOT, check=False).returncode:
+        sys.exit(code)
+
+
+def results_file(workdir, split, more):
+    """Where fcn_jax.main writes an evaluation."""
+    return workdir / f"eval_{split}{'_multiscale' if more else ''}.json"
+
+
+def curve(workdir):
+    """The mean training loss of each eighth of the run, and the scores of the evaluations on the way."""
+    rows = [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
+    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    parts = np.array_split(np.array([loss for _, loss in losses]), PARTS)
+    scores = {row["step"]: round(100 * row["eval/mean_iou"], 2) for row in rows if "eval/mean_iou" in row}
+    return {"losses": [round(float(part.mean()), 4) for part in parts], "mean_iou_by_step": scores}
+
+
+def figures(row, workdir):
+    """{evaluation: {score: in points of a hundred, per_class_iou}}."""
+    found = {}
+    for split, more in row.evaluations:
+        results = json.loads(results_file(workdir, split, more).read_text())
+        name = f"{split} multiscale" if more else split
+        found[name] = {key: round(100 * results[key], 2) for key in report.SCORES} | {
+            "step": results["step"],
+            "num_examples": results["num_examples"],
+            "per_class_iou": {k: None if v is None else round(100 * v, 2) for k, v in results["per_class_iou"].items()},
+        }
+    return found
+
+
+def record(name, row, workdir):
+    """Writes what a finished run has found."""
+    rows = [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
+    content = {
+        "command": f"python benchmarks/reproduce.py {name}" + (" --raw_dir=DIR" if row.data else ""),
+        "commit": report.git("describe", "--always", "--dirty"),
+        "date": str(datetime.date.today()),
+        "hardware": report.hardware(),
+        "minutes": round(report.minutes(rows), 1),
+        "evaluations": figures(row, workdir),
+        **curve(workdir),
+    }
+    RECORDED.mkdir(exist_ok=True)
+    (RECORDED / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    print(f"recorded in {RECORDED / name}.json")
+
+
+def compare(name, row, workdir):
+    """Prints what was recorded beside what was found; whether all of it is within the tolerance."""
+    wanted, found = json.loads((RECORDED / f"{name}.json").read_text()), figures(row, workdir)
+    lines = []
+    for evaluation, scores in wanted["evaluations"].items():
+        for key in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
+            lines.append((f"{evaluation}: {key}", scores[key], found[evaluation][key], row.points))
+    for part, (a, b) in enumerate(zip(wanted["losses"], curve(workdir)["losses"], strict=True), 1):
+        lines.append((f"training loss, part {part} of {PARTS}", a, b, row.curve * a))
+    outside = 0
+    print(f"{name}, recorded at {wanted['commit']} on {wanted['date']}, {wanted['hardware']}")
+    for what, a, b, tolerance in lines:
+        good = abs(a - b) <= tolerance
+        outside += not good
+        print(f"  {what:35} recorded {a:8.3f}  found {b:8.3f}  +-{tolerance:.3f}  {'ok' if good else 'OUTSIDE'}")
+    return not outside
+
+
+def parse():
+    """The command line; ends without a row to run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", choices=ROWS)
+    parser.add_argument("--raw_dir", type=pathlib.Path, help="the folder that holds the official files")
+    parser.add_argument("--workdir", type=pathlib.Path, help="default runs/reproduce_NAME")
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    if options.name is None:
+        for name, row in ROWS.items():
+            needs = f"needs --raw_dir with {row.data}/" if row.data else "needs no data"
+            print(f"{name:12} {' '.join(row.train)}  {needs}")
+        sys.exit()
+    row = ROWS[options.name]
+    if row.data and (options.raw_dir is None or not (options.raw_dir / row.data).is_dir()):
+        sys.exit(f"{options.name} needs --raw_dir=DIR, a folder that holds {row.data}/")
+    if not options.record and not (RECORDED / f"{options.name}.json").exists():
+        sys.exit(f"{options.name} is not recorded in {RECORDED}: --record does that")
+    return options
+
+
+def reproduce(options):
+    """Runs the row and compares or records it."""
+    row = ROWS[options.name]
+    workdir = (options.workdir or ROOT / "runs" / f"reproduce_{options.name}").absolute()
+    run(row, workdir, options.raw_dir and options.raw_dir.absolute())
+    if options.record:
+        record(options.name, row, workdir)
+    elif not compare(options.name, row, workdir):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    reproduce(parse())
