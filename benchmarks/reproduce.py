@@ -46,7 +46,8 @@ class Row:
 
 MULTISCALE = ("--config.eval.scales=0.75,1,1.25", "--config.eval.flip=True")
 ROWS = {
-    "shapes": Row(("--config=configs/fcn8s.py:demo",), (("val", ()),), points=6.0, curve=0.25),
+    # Three seeds differ by 0.8 points, and by 32 % in the third eighth of the curve.
+    "shapes": Row(("--config=configs/fcn8s.py:demo",), (("val", ()),), points=2.0, curve=0.35),
     "camvid": Row(
         ("--config=configs/camvid_fcn8s.py",),
         (("val", ()), ("test", ()), ("test", MULTISCALE)),
