@@ -19,7 +19,7 @@ from conftest import CACHE
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What compiles fastest: these programs are run for seconds.
-FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+FLAGS = "--xla_backend_optimization_level=1"
 LIMIT = 300  # seconds; a test that waits for longer has failed
 
 
