@@ -145,9 +145,11 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
             assert job.wait() == [137]
             inside += is_saving(workdir)
             assert not kept or f"resuming {workdir} at step {kept} of {steps}" in job.stderr(), job.stderr()
-            assert "damaged" not in job.stderr()
+            # An older one may be: a kill that comes while it is deleted leaves half of it.
+            assert f"step {kept} is damaged" not in job.stderr()
     assert inside >= rounds // 3, "kills inside of a save are what this is about"
-    assert "damaged" not in processes.finish(*arguments(workdir, data_dir, steps=steps))
+    kept = processes.saved_steps(workdir)[-1]
+    assert f"resuming {workdir} at step {kept} of" in processes.finish(*arguments(workdir, data_dir, steps=steps))
     assert not is_saving(workdir)
     assert_same(workdir, whole(steps))
     print(f"{rounds} kills, {inside} inside of a save")
