@@ -2,10 +2,12 @@
 
     python benchmarks/report.py runs/voc_laptop --split=val --picture=docs/voc_laptop.jpg --curves=docs/voc_laptop.png
 
---curves needs matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
+--picture shows the first images, --extremes the best, the median and the worst by their own mean IU. --curves needs
+matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
 """
 
 import argparse
+import csv
 import datetime
 import itertools
 import json
@@ -16,6 +18,10 @@ import subprocess
 import jax
 import numpy as np
 from PIL import Image
+
+import fcn_jax
+from fcn_jax import visualize
+from fcn_jax.data import datasets, pipeline
 
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
@@ -34,14 +40,36 @@ def hardware():
     return f"{devices}, {len(cpus)} cores of {cpus[0]}, Python {platform.python_version()}, jax {jax.__version__}"
 
 
-def stack(paths, target, width_limit=1200):
+def stack(pictures, target, width_limit=1200):
     """The pictures under each other, white where one is narrower, as one file of at most 1200 px width."""
-    pictures = [np.asarray(Image.open(path)) for path in paths]
+    pictures = list(pictures)
     width = max(picture.shape[1] for picture in pictures)
     padded = [np.pad(p, ((0, 8), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures]
     picture = Image.fromarray(np.concatenate(padded))
     picture.thumbnail((width_limit, picture.height))
     picture.save(target, quality=88)
+
+
+def extremes(run, split, number=2):
+    """The rows of eval_<split>.csv of the best, the middle and the worst images."""
+    with open(run / f"eval_{split}.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["mean_iou"]]
+    rows.sort(key=lambda row: -float(row["mean_iou"]))
+    middle = (len(rows) - number) // 2
+    return [*rows[:number], *rows[middle : middle + number], *rows[-number:]]
+
+
+def panels(run, split, ids):
+    """Image, truth, prediction and errors of each, by the latest checkpoint."""
+    config = json.loads((run / "config.json").read_text())["data"]
+    data = datasets.open_split(config["name"], split, raw_dir=config["raw_dir"], data_dir=config["data_dir"])
+    examples = pipeline.eval_dataset(data, pipeline.largest_size(data), batch_size=1)
+    predict = fcn_jax.load(run, which="latest")
+    for name in ids:
+        example = examples[data.ids.index(name)]
+        height, width = example["size"][0]
+        image, truth = (example[key][0, :height, :width] for key in ("image", "label"))
+        yield visualize.panel(image, truth, predict(image), data.class_names, data.palette)
 
 
 def minutes(rows, pause=600):
@@ -75,6 +103,7 @@ def main():
     parser.add_argument("run", type=pathlib.Path)
     parser.add_argument("--split", default="val")
     parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("--extremes", type=pathlib.Path)
     parser.add_argument("--curves", type=pathlib.Path)
     options = parser.parse_args()
     results = json.loads((options.run / f"eval_{options.split}.json").read_text())
@@ -94,7 +123,12 @@ def main():
     if options.curves:
         plot_curves(steps, options.curves)
     if options.picture:
-        stack(sorted((options.run / "pictures").glob(f"{options.split}_*.png")), options.picture)
+        paths = sorted((options.run / "pictures").glob(f"{options.split}_*.png"))
+        stack([np.asarray(Image.open(path)) for path in paths], options.picture)
+    if options.extremes:
+        chosen = extremes(options.run, options.split)
+        print("\n" + ", ".join(f"{row['id']} {100 * float(row['mean_iou']):.1f}" for row in chosen))
+        stack(panels(options.run, options.split, [row["id"] for row in chosen]), options.extremes)
 
 
 if __name__ == "__main__":

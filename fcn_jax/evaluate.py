@@ -1,9 +1,11 @@
 """One pass over a split: one confusion matrix, every image once."""
 
+import csv
 import functools
+import io
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -63,9 +65,9 @@ def evaluate(
     """The results of `params` on a split, and panels of its first images.
 
     Returns:
-      ({split, num_examples (that were read), num_corrupt (that were not, or were left out when the split was prepared),
-      loss (mean per labelled pixel), the four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB
-      [H', W', 3]).
+      ({per_image: [{id, labelled (pixels), pixel_accuracy, mean_iou}], split, num_examples (that were read),
+      num_corrupt (that were not, or were left out when the split was prepared), loss (mean per labelled pixel), the
+      four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB [H', W', 3]).
     """
     dataset = pipeline.eval_dataset(
         split,
@@ -78,8 +80,16 @@ def evaluate(
     skipped = 0
     confusion = np.zeros((len(split.class_names),) * 2, np.int64)
     loss = 0.0
+    rows: list[dict[str, Any]] = []
     panels: list[np.ndarray] = []
-    pending: list[tuple[jax.Array, jax.Array]] = []
+    pending: list[dict[str, jax.Array]] = []
+
+    def add(counts: dict[str, jax.Array]) -> None:
+        nonlocal confusion, loss
+        per_image = np.asarray(counts["confusion"])
+        rows.extend(_rows(split.ids[len(rows) :], per_image))
+        confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + float(counts["loss"])
+
     batches = pipeline.iterate(dataset, 0, num_threads)
     for batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
@@ -88,15 +98,16 @@ def evaluate(
         if len(panels) < pictures:
             prediction = np.concatenate([s.data for s in counts["prediction"].addressable_shards])
             panels += _panels(batch, prediction, split)[: pictures - len(panels)]
-        pending.append((counts["confusion"], counts["loss"]))
+        pending.append(counts)
         # Counts are fetched one batch late, so that the devices never wait for the host.
         if len(pending) > 1:
-            confusion, loss = _add(confusion, loss, pending.pop(0))
+            add(pending.pop(0))
     for last in pending:
-        confusion, loss = _add(confusion, loss, last)
+        add(last)
     scores = metrics.scores(confusion)
     skipped = distributed.total(skipped)
     results = {
+        "per_image": rows,
         "split": split.split,
         "num_examples": len(split.ids) - skipped,
         "num_corrupt": skipped + len(split.corrupt),
@@ -158,23 +169,51 @@ def is_plain(results: dict[str, Any]) -> bool:
 def write_results(
     workdir: pathlib.Path, results: dict[str, Any], split: datasets.Split, panels: list[np.ndarray]
 ) -> None:
-    """Writes eval_<split>.json and pictures/<split>_<k>.png, 'train[:50%]' as train_-50pct. NaN becomes null.
+    """Writes eval_<split>.json, eval_<split>.csv (a line an image) and pictures/<split>_<k>.png.
+
+    'train[:50%]' becomes train_-50pct; NaN becomes null in the one, and nothing in the other.
 
     Results of several scales or mirror images go beside the plain ones, to <split>_multiscale.
     """
     name = split.split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
     name += "" if is_plain(results) else "_multiscale"
-    readable = {key: _null_if_nan(value) for key, value in results.items()}
+    rows = results["per_image"]
+    readable = {key: _null_if_nan(value) for key, value in results.items() if key != "per_image"}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
-    path = workdir / f"eval_{name}.json"
-    workdir_lib.write(path, json.dumps(readable, indent=2) + "\n")
+    workdir_lib.write(workdir / f"eval_{name}.json", json.dumps(readable, indent=2) + "\n")
+    workdir_lib.write(workdir / f"eval_{name}.csv", _csv(rows))
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
         Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
 
 
-def _add(confusion: np.ndarray, loss: float, counts: tuple[jax.Array, jax.Array]) -> tuple[np.ndarray, float]:
-    return confusion + np.asarray(counts[0]), loss + float(counts[1])
+def _rows(ids: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
+    """The scores of single images; the mean IU is over the classes that the image or its prediction has.
+
+    Confusion matrices [B, C, C] beyond the ids are of images that only fill the last batch.
+    """
+    rows = []
+    for name, counts in zip(ids, confusion, strict=False):
+        scores = metrics.scores(counts)
+        kept = {key: scores[key] for key in ("pixel_accuracy", "mean_iou")}
+        rows.append({"id": name, "labelled": int(counts.sum()), **kept})
+    return rows
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """The worst image first; those without a labelled pixel last."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    for row in sorted(rows, key=lambda row: (np.isnan(row["mean_iou"]), row["mean_iou"])):
+        writer.writerow({key: _readable(value) for key, value in row.items()})
+    return file.getvalue()
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4f}"
+    return value
 
 
 def _panels(batch: dict[str, np.ndarray], prediction: np.ndarray, split: datasets.Split) -> list[np.ndarray]:

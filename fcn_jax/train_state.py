@@ -1,5 +1,6 @@
 """The state of a run and the two pure functions that everything else feeds: train_step and eval_step."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ def eval_step(
     With other `scales` than 1, or with `flip`, of the probabilities that multiscale.scores averages.
 
     Returns:
-      confusion int32 [C, C], loss float32 [] (summed over labelled pixels), prediction uint8 [B, H, W].
+      confusion int32 [B, C, C], loss float32 [] (summed over labelled pixels), prediction uint8 [B, H, W].
     """
 
     def score(image: jax.Array, size: jax.Array) -> Any:
@@ -135,8 +136,9 @@ def eval_step(
     else:
         logits = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip)
     prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
+    count = functools.partial(metrics.confusion_matrix, num_classes=logits.shape[-1])
     return {
-        "confusion": metrics.confusion_matrix(batch["label"], prediction, logits.shape[-1]),
+        "confusion": jax.vmap(count)(batch["label"], prediction),
         "loss": losses.cross_entropy(logits, batch["label"]).sum(),
         "prediction": prediction,
     }

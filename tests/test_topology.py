@@ -1,5 +1,6 @@
 """One run on any devices: the same numbers on one and on eight, in one process and in four, and after any stop."""
 
+import csv
 import functools
 import json
 import os
@@ -96,12 +97,20 @@ def assert_same_run(workdir, expected):
     pixels = np.array(results["confusion_matrix"]) - wanted_results["confusion_matrix"]
     assert np.abs(pixels).sum() <= 4, "two pixels, where two classes all but tie"
     assert results["loss"] == pytest.approx(wanted_results["loss"], rel=LOSSES)
+    images, wanted_images = (per_image(path / "eval_tiny_6-.csv") for path in (workdir, expected))
+    assert len(set(images.values())) > 1, "images that would not be told apart"
+    assert images == {name: pytest.approx(scores, abs=0.01) for name, scores in wanted_images.items()}
     params, wanted_params = (processes.state(path, STEPS) for path in (workdir, expected))
     assert params.keys() == wanted_params.keys()
     for path, value in wanted_params.items():
         if path.startswith("params"):
             limit = WEIGHTS * np.abs(value).max()
             np.testing.assert_allclose(params[path], value, rtol=0, atol=limit, err_msg=path)
+
+
+def per_image(path):
+    """{id: (labelled, pixel_accuracy, mean_iou)}."""
+    return {name: tuple(map(float, scores)) for name, *scores in csv.reader(path.read_text().splitlines()[1:])}
 
 
 QUICK = ("8 devices", "2 processes of 2, divided, accumulated")

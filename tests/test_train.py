@@ -223,14 +223,21 @@ def test_evaluation_on_other_classes_is_refused(finished, data_dir, tmp_path):
 
 def test_prediction_agrees_with_evaluation(finished, data_dir):
     """load(): images of their own sizes, one by one and as a list, give the confusion matrix of the evaluation."""
-    from reference import confusion_matrix
+    from reference import confusion_matrix, scores
 
     split = split_of(data_dir)
     predict = fcn_jax.load(finished, which="latest")
     examples = [pipeline._Decode(split).map(i) for i in (6, 7)]
     masks = predict([e["image"] for e in examples])
-    counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True))
-    assert counts.tolist() == json.loads((finished / "eval_tiny_6-.json").read_text())["confusion_matrix"]
+    per_image = [confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True)]
+    rows = [(scores(counts)["mean_iou"], e["id"], counts) for counts, e in zip(per_image, examples, strict=True)]
+    wanted = [
+        f"{name},{c.sum()},{scores(c)['pixel_accuracy']:.4f},{iou:.4f}"
+        for iou, name, c in sorted(rows, key=lambda r: r[0])
+    ]
+    lines = (finished / "eval_tiny_6-.csv").read_text().splitlines()
+    assert lines == ["id,labelled,pixel_accuracy,mean_iou", *wanted]
+    assert sum(per_image).tolist() == json.loads((finished / "eval_tiny_6-.json").read_text())["confusion_matrix"]
     for e, mask in zip(examples, masks, strict=True):
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(predict(e["image"]), mask)
