@@ -1,10 +1,9 @@
-"""benchmarks/scaling.py: reading collectives from HLO, and the model by hand."""
+"""benchmarks/spmd_programs.py: reading collectives from HLO; benchmarks/scaling.py: the model by hand."""
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from fcn_jax import sharding
 
-PATH = pathlib.Path(__file__).parents[1] / "benchmarks/scaling.py"
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 NARROW = {"width": 2, "fc_width": 64, "side": 33}
 
 HLO = """\
@@ -44,16 +43,19 @@ ENTRY %main.2 (a: f32[5], b: f32[2,2]) -> f32[5] {
 
 
 @pytest.fixture(scope="module")
-def scaling():
-    spec = importlib.util.spec_from_file_location("scaling", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+def programs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("spmd_programs")
 
 
-def test_collectives_of_a_written_program(scaling):
-    found = [(r["op"], r["dtype"], r["bytes"], r["group"], r["times"]) for r in scaling.collectives(HLO)]
+@pytest.fixture(scope="module")
+def scaling(programs):
+    return importlib.import_module("scaling")
+
+
+def test_collectives_of_a_written_program(programs):
+    found = [(r["op"], r["dtype"], r["bytes"], r["group"], r["times"]) for r in programs.collectives(HLO)]
     assert found == [
         ("all-reduce", "f32", 20, 4, 1),
         ("all-reduce", "f32", 16, 4, 1),
@@ -63,17 +65,17 @@ def test_collectives_of_a_written_program(scaling):
         ("reduce-scatter", "f32", 64, 8, 1),  # 8 parts of 2
         ("collective-permute", "u8", 6, 0, 1),
     ]
-    assert scaling.total(scaling.collectives(HLO), "all-reduce") == 20 + 16 + 4 + 7 * 60
+    assert programs.total(programs.collectives(HLO), "all-reduce") == 20 + 16 + 4 + 7 * 60
 
 
-def test_what_cannot_be_read_is_refused(scaling):
+def test_what_cannot_be_read_is_refused(programs):
     with pytest.raises(ValueError, match="unknown length"):
-        scaling.collectives(HLO.replace('"n":"7"', ""))
+        programs.collectives(HLO.replace('"n":"7"', ""))
     with pytest.raises(ValueError, match="asynchronous"):
-        scaling.collectives(HLO.replace("all-gather(%d)", "all-gather-start(%d)"))
+        programs.collectives(HLO.replace("all-gather(%d)", "all-gather-start(%d)"))
 
 
-def test_collectives_of_compiled_programs(scaling):
+def test_collectives_of_compiled_programs(programs):
     mesh = sharding.make_mesh(jax.devices()[:4])
     summed = jax.shard_map(
         lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec()
@@ -84,29 +86,29 @@ def test_collectives_of_compiled_programs(scaling):
 
     for function, shape, times in ((summed, (1000,), 1), (looped, (3, 1000), 3)):
         text = jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
-        records = [r for r in scaling.collectives(text) if r["op"] == "all-reduce"]
+        records = [r for r in programs.collectives(text) if r["op"] == "all-reduce"]
         assert [(r["dtype"], r["bytes"], r["group"], r["times"]) for r in records] == [("f32", 1000, 4, times)]
 
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("divided", [False, True])
-def test_the_real_step_communicates_gradients_alone(scaling, divided):
-    case = scaling.Case(4, 1, geometry="same", divided=divided, **NARROW)
-    record = scaling.read(scaling.compile_step(case))
+def test_the_real_step_communicates_gradients_alone(programs, scaling, divided):
+    case = programs.Case(4, 1, geometry="same", divided=divided, **NARROW)
+    record = programs.read(programs.compile_step(case))
     parameters = sum(
         kernel[-1] + functools.reduce(int.__mul__, kernel)
         for *_, kernel, _ in scaling.convolutions("same", NARROW["side"], NARROW["width"], NARROW["fc_width"])
     )
-    reduced = scaling.total(record["collectives"], "all-reduce")
+    reduced = programs.total(record["collectives"], "all-reduce")
     assert 4 * parameters <= reduced < 4 * parameters + 200
-    gathered = scaling.total(record["collectives"], "all-gather")
+    gathered = programs.total(record["collectives"], "all-gather")
     assert (0.5 * 4 * parameters < gathered < 4 * parameters) if divided else gathered == 0
     assert record["flops"] > 0
     assert record["memory"] > record["state"] > 0
     if not divided:
-        scaling.check(case, record, parameters)
+        programs.check(case, record, parameters)
         with pytest.raises(ValueError, match="communicates"):
-            scaling.check(case, record, parameters // 2)
+            programs.check(case, record, parameters // 2)
 
 
 def test_a_convolution_counted_by_hand(scaling):
@@ -156,22 +158,22 @@ def test_step_and_crossover_by_hand(scaling, program):
     assert scaling.link_seconds(halves, chip, 2, assumed) == scaling.link_seconds(program, chip, 2, assumed)
 
 
-def test_efficiency_falls_and_overlap_helps(scaling, program):
+def test_efficiency_falls_and_overlap_helps(programs, scaling, program):
     assumed = scaling.Assumed()
     for chip in (*scaling.CHIPS, scaling.ETHERNET):
         for efficiency in (scaling.weak_efficiency, scaling.strong_efficiency):
-            low, high = ([efficiency(program, chip, n, assumed, o) for n in scaling.DEVICES] for o in (0, 1))
+            low, high = ([efficiency(program, chip, n, assumed, o) for n in programs.DEVICES] for o in (0, 1))
             assert all(0 < a <= b <= 1 + 1e-9 for a, b in zip(low, high, strict=True))
             assert low[0] == pytest.approx(1)
-        strong = [scaling.strong_efficiency(program, chip, n, assumed, 0) for n in scaling.DEVICES]
-        steps = [n * e for n, e in zip(scaling.DEVICES, strong, strict=True)]  # speed
+        strong = [scaling.strong_efficiency(program, chip, n, assumed, 0) for n in programs.DEVICES]
+        steps = [n * e for n, e in zip(programs.DEVICES, strong, strict=True)]  # speed
         assert steps == sorted(steps)
 
 
-def test_line_through_records(scaling):
+def test_line_through_records(programs, scaling):
     record = {"partitioned": []}
     pairs = [
-        (scaling.Case(8, n), {**record, "flops": 1.0 + n, "bytes": 4.0 + 2 * n, "memory": 3.0 * n}) for n in (1, 4, 9)
+        (programs.Case(8, n), {**record, "flops": 1.0 + n, "bytes": 4.0 + 2 * n, "memory": 3.0 * n}) for n in (1, 4, 9)
     ]
     partitioned = [{"op": "all-reduce", "dtype": "bf16", "bytes": 10, "group": 8, "times": 2}]
     p = scaling.program(pairs, "bfloat16", partitioned)
@@ -181,7 +183,7 @@ def test_line_through_records(scaling):
     assert p.at("bytes", 3) == pytest.approx(7)
 
 
-def test_tables_of_made_up_programs(scaling, capsys):
+def test_tables_of_made_up_programs(programs, scaling, capsys):
     def record(case):
         parts = [("all-reduce", "f32", 4), ("all-gather", "f32", 4)][: 1 + case.divided]
         if case.dtype == "bfloat16":
@@ -199,9 +201,9 @@ def test_tables_of_made_up_programs(scaling, capsys):
         }
         return {**size, "collectives": arrays, "partitioned": arrays}
 
-    results = {case: record(case) for case in scaling.cases()}
-    for case in (scaling.Case(8, 4), scaling.Case(256, 4, divided=True), scaling.Case(1, 4)):
-        scaling.check(case, results[case], scaling.parameters())
+    results = {case: record(case) for case in programs.cases()}
+    for case in (programs.Case(8, 4), programs.Case(256, 4, divided=True), programs.Case(1, 4)):
+        programs.check(case, results[case], scaling.parameters())
     scaling.show(results, scaling.Assumed())
     printed = capsys.readouterr().out
     assert "same program [True, True]" in printed
