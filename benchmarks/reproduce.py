@@ -21,7 +21,7 @@ import sys
 import numpy as np
 import report
 
-from fcn_jax import checkpoint
+from fcn_jax import checkpoint, evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDED = ROOT / "benchmarks" / "recorded"
@@ -34,36 +34,36 @@ class Row:
 
     Attributes:
       train: arguments of fcn_jax.main.
-      evaluations: (split, further arguments) of --mode=eval, of the latest checkpoint.
+      evaluations: (split, eval.scales, eval.flip) of --mode=eval, of the latest checkpoint.
       points: by how much the mean IU, pixel and mean accuracy may differ, in points of a hundred.
       curve: by which fraction each eighth of the loss curve may differ.
       data: the folder that --raw_dir has to hold, empty where the run makes its own.
     """
 
     train: tuple[str, ...]
-    evaluations: tuple[tuple[str, tuple[str, ...]], ...]
+    evaluations: tuple[tuple[str, tuple[float, ...], bool], ...]
     points: float
     curve: float
     data: str = ""
 
 
 # What matters on VOC: the recipe of voc_laptop in half the steps, each time with one thing changed.
+VAL, TEST = (("val", (1.0,), False), ("test", (1.0,), False))
 VOC = ("--config=configs/voc_laptop.py", "--config.steps=(400,)", "--config.data.eval_split=val[:5%]")
 
 
 def voc(*train):
     """A run on PASCAL VOC and its evaluation."""
-    return Row(train, (("val", ()),), points=2.0, curve=0.15, data="VOCdevkit")
+    return Row(train, (VAL,), points=2.0, curve=0.15, data="VOCdevkit")
 
 
-MULTISCALE = ("--config.eval.scales=0.75,1,1.25", "--config.eval.flip=True")
 ROWS = {
     # Seeds 0 to 2 differ by 0.8 points, and by 32 % in the third eighth of the curve.
-    "shapes": Row(("--config=configs/fcn8s.py:demo",), (("val", ()),), points=2.0, curve=0.35),
+    "shapes": Row(("--config=configs/fcn8s.py:demo",), (VAL,), points=2.0, curve=0.35),
     # The tolerances of these are guesses until there are several seeds of them.
     "camvid": Row(
         ("--config=configs/camvid_fcn8s.py",),
-        (("val", ()), ("test", ()), ("test", MULTISCALE)),
+        (VAL, TEST),
         points=2.0,
         curve=0.15,
         data="CamVid",
@@ -87,10 +87,11 @@ def run(row, workdir, raw_dir):
     train = (*row.train, *((f"--config.data.raw_dir={raw_dir}",) if row.data else ()), f"--workdir={workdir}")
     run_main(train)
     end = checkpoint.saved_steps(workdir)[-1]
-    for split, more in row.evaluations:
-        file = results_file(workdir, split, more)
-        if more or not file.exists() or json.loads(file.read_text())["step"] != end:
-            run_main((*train, "--mode=eval", f"--split={split}", "--which=latest", *more))
+    for split, scales, flip in row.evaluations:
+        file = workdir / f"eval_{evaluate.results_name(split, scales, flip=flip)}.json"
+        if not file.exists() or json.loads(file.read_text())["step"] != end:
+            how = (f"--config.eval.scales={scales!r}", f"--config.eval.flip={flip}")
+            run_main((*train, "--mode=eval", f"--split={split}", "--which=latest", *how))
 
 
 def run_main(arguments):
@@ -99,11 +100,6 @@ def run_main(arguments):
     print(shlex.join(command), flush=True)
     if code := subprocess.run((sys.executable, *command[1:]), cwd=ROOT, check=False).returncode:
         sys.exit(code)
-
-
-def results_file(workdir, split, more):
-    """Where fcn_jax.main writes an evaluation."""
-    return workdir / f"eval_{split}{'_multiscale' if more else ''}.json"
 
 
 def curve(workdir):
@@ -118,9 +114,9 @@ def curve(workdir):
 def figures(row, workdir):
     """{evaluation: {score: in points of a hundred, per_class_iou}}."""
     found = {}
-    for split, more in row.evaluations:
-        results = json.loads(results_file(workdir, split, more).read_text())
-        name = f"{split} multiscale" if more else split
+    for split, scales, flip in row.evaluations:
+        name = evaluate.results_name(split, scales, flip=flip)
+        results = json.loads((workdir / f"eval_{name}.json").read_text())
         found[name] = {key: round(100 * results[key], 2) for key in report.SCORES} | {
             "step": results["step"],
             "num_examples": results["num_examples"],

@@ -161,22 +161,27 @@ def scoring(config: ConfigDict) -> dict[str, Any]:
     return {"scales": list(config.eval.scales), "flip": config.eval.flip}
 
 
-def is_plain(results: dict[str, Any]) -> bool:
-    """Whether each image was scored once, as it is."""
-    return results["scales"] == [1.0] and not results["flip"]
+def is_plain(scales: Sequence[float], *, flip: bool) -> bool:
+    """Whether each image is scored once, as it is."""
+    return tuple(scales) == (1.0,) and not flip
+
+
+def results_name(split: str, scales: Sequence[float], *, flip: bool) -> str:
+    """What files of results are called: `val`, 'train[:50%]' as train_-50pct, scored otherwise val_x0.75_x1_flip."""
+    name = split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
+    if not is_plain(scales, flip=flip):
+        name += "".join(f"_x{scale:g}" for scale in scales) + ("_flip" if flip else "")
+    return name
 
 
 def write_results(
     workdir: pathlib.Path, results: dict[str, Any], split: datasets.Split, panels: list[np.ndarray]
 ) -> None:
-    """Writes eval_<split>.json, eval_<split>.csv (a line an image) and pictures/<split>_<k>.png.
+    """Writes eval_<name>.json, eval_<name>.csv (a line an image) and pictures/<name>_<k>.png, named by results_name.
 
-    'train[:50%]' becomes train_-50pct; NaN becomes null in the one, and nothing in the other.
-
-    Results of several scales or mirror images go beside the plain ones, to <split>_multiscale.
+    NaN becomes null in the one, and nothing in the other.
     """
-    name = split.split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
-    name += "" if is_plain(results) else "_multiscale"
+    name = results_name(split.split, results["scales"], flip=results["flip"])
     rows = results["per_image"]
     readable = {key: _null_if_nan(value) for key, value in results.items() if key != "per_image"}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}

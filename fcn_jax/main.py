@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     if not distributed.is_main():
         return
     print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
-    if not evaluate.is_plain(results):
+    if not evaluate.is_plain(results["scales"], flip=results["flip"]):
         print(f"scales {', '.join(map(str, results['scales']))}{' and mirrored' if results['flip'] else ''}")
     print(metrics.table(results))
 

@@ -115,7 +115,7 @@ def test_evaluation_at_several_scales_stands_beside_the_plain_one(workdir, data_
         process = train(*given, *more)
         assert process.returncode == 0, process.stderr
     assert "2 images of tiny[:2]\nscales 0.75, 1 and mirrored\n" in process.stdout
-    plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in ("", "_multiscale"))
+    plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in ("", "_x0.75_x1_flip"))
     assert (plain["scales"], plain["flip"], several["scales"], several["flip"]) == ([1.0], False, [0.75, 1], True)
     assert plain["loss"] != several["loss"]
     assert plain["num_examples"] == several["num_examples"] == 2
