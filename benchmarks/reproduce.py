@@ -109,7 +109,8 @@ def run(row, workdir, raw_dir):
         file = workdir / f"eval_{evaluate.results_name(split, scales, flip=flip)}.json"
         if not file.exists() or json.loads(file.read_text())["step"] != end:
             how = (f"--config.eval.scales={scales!r}", f"--config.eval.flip={flip}")
-            run_main((*train, "--mode=eval", f"--split={split}", "--which=latest", *how))
+            of_scores = [flag for flag in train if not flag.startswith("--config.eval.scales=")]
+            run_main((*of_scores, "--mode=eval", f"--split={split}", "--which=latest", *how))
 
 
 def run_main(arguments):

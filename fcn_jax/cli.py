@@ -39,7 +39,9 @@ def _unraisable(error: Any) -> None:
 def parse(argv: Sequence[str]) -> list[str]:
     """absl's flags, with a mistyped flag, config key or value as one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _refuse_joined(argv)
+        return rest
     except (AttributeError, KeyError) as error:  # ml_collections' way to say that a key does not exist
         detail = error.args[0]
         while isinstance(detail, Exception):
@@ -47,6 +49,15 @@ def parse(argv: Sequence[str]) -> list[str]:
         sys.exit(f"unknown config key {'. '.join(str(detail).splitlines())}")
     except (flags.Error, TypeError, *USER_ERRORS) as error:
         sys.exit(last_line(error))
+
+
+def _refuse_joined(argv: Sequence[str]) -> None:
+    """ValueError if a flag of several values is given twice: absl takes the last of others, and all of these."""
+    names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
+    for name in names:
+        if names.count(name) > 1 and name in flags.FLAGS and isinstance(flags.FLAGS[name].value, list):
+            values = ",".join(map(str, flags.FLAGS[name].value))
+            raise ValueError(f"--{name} is given {names.count(name)} times, which would make it {values}: give it once")
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

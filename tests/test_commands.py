@@ -119,6 +119,8 @@ def test_evaluation_at_several_scales_stands_beside_the_plain_one(workdir, data_
     assert (plain["scales"], plain["flip"], several["scales"], several["flip"]) == ([1.0], False, [0.75, 1], True)
     assert plain["loss"] != several["loss"]
     assert plain["num_examples"] == several["num_examples"] == 2
+    twice = error_of(train(*given, "--config.eval.scales=0.75", "--config.eval.scales=1"))
+    assert twice == "--config.eval.scales is given 2 times, which would make it 0.75,1: give it once"
     assert "give factors above 0" in error_of(train(*given, "--config.eval.scales=0,"))
 
 

@@ -1,0 +1,75 @@
+"""What benchmarks/recorded has, as the tables of RESULTS.md.
+
+python benchmarks/tables.py
+"""
+
+import json
+import pathlib
+
+RECORDED = pathlib.Path(__file__).parent / "recorded"
+SCORES = {
+    "pixel_accuracy": "pixel acc.",
+    "mean_accuracy": "mean acc.",
+    "mean_iou": "mean IU",
+    "frequency_weighted_iou": "f.w. IU",
+}
+# Test, from the tables of FC-DenseNet (arXiv 1611.09326).
+FCN8S = {
+    "sky": 88.7,
+    "building": 77.8,
+    "pole": 19.9,
+    "road": 91.2,
+    "sidewalk": 72.7,
+    "tree": 71.0,
+    "sign": 32.7,
+    "fence": 24.4,
+    "car": 76.1,
+    "pedestrian": 41.7,
+    "cyclist": 31.0,
+}
+
+
+def table(header, rows):
+    """Markdown."""
+    lines = [f"| {' | '.join(map(str, row))} |\n" for row in (header, *rows)]
+    return "".join((lines[0], f"|{'---|' * len(header)}\n", *lines[1:]))
+
+
+def percent(value):
+    """With one decimal; a class that does not occur has none."""
+    return "-" if value is None else f"{value:.1f}"
+
+
+def scores(records):
+    """A row for each evaluation of each run."""
+    rows = [
+        (name, evaluation, found["num_examples"], *(percent(found[key]) for key in SCORES), f"{record['minutes']:.0f}")
+        for name, record in records.items()
+        for evaluation, found in record["evaluations"].items()
+    ]
+    return table(("run", "scored on", "images", *SCORES.values(), "minutes"), rows)
+
+
+def camvid_classes(records):
+    """The test IU of each class beside the published one."""
+    rows = [("published FCN-8s", *map(percent, FCN8S.values()), percent(sum(FCN8S.values()) / len(FCN8S)))]
+    for name, record in records.items():
+        for evaluation, found in record["evaluations"].items():
+            if evaluation.startswith("test"):
+                classes = [percent(found["per_class_iou"][key]) for key in FCN8S]
+                rows.append((f"{name}, {evaluation}", *classes, percent(found["mean_iou"])))
+    return table(("", *FCN8S, "mean"), rows)
+
+
+def main():
+    """Prints them, a set a section."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))}
+    for group in sorted({name.partition("_")[0] for name in records}):
+        members = {name: record for name, record in records.items() if name.partition("_")[0] == group}
+        print(f"{group}\n\n{scores(members)}")
+        if group == "camvid":
+            print(camvid_classes(members))
+
+
+if __name__ == "__main__":
+    main()
