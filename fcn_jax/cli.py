@@ -55,9 +55,10 @@ def _refuse_joined(argv: Sequence[str]) -> None:
     """ValueError if a flag of several values is given twice: absl takes the last of others, and all of these."""
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
     for name in names:
-        if names.count(name) > 1 and name in flags.FLAGS and isinstance(flags.FLAGS[name].value, list):
-            values = ",".join(map(str, flags.FLAGS[name].value))
-            raise ValueError(f"--{name} is given {names.count(name)} times, which would make it {values}: give it once")
+        value = flags.FLAGS[name].value if names.count(name) > 1 and name in flags.FLAGS else None
+        if isinstance(value, list):
+            joined = ",".join(map(str, value))
+            raise ValueError(f"--{name} is given {names.count(name)} times, which would make it {joined}: give it once")
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fcn_jax import checkpoint, distributed, metrics, progress, sharding, train_state, visualize
+from fcn_jax import checkpoint, distributed, metrics, multiscale, progress, sharding, train_state, visualize
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
@@ -161,15 +161,10 @@ def scoring(config: ConfigDict) -> dict[str, Any]:
     return {"scales": list(config.eval.scales), "flip": config.eval.flip}
 
 
-def is_plain(scales: Sequence[float], *, flip: bool) -> bool:
-    """Whether each image is scored once, as it is."""
-    return tuple(scales) == (1.0,) and not flip
-
-
 def results_name(split: str, scales: Sequence[float], *, flip: bool) -> str:
     """What files of results are called: `val`, 'train[:50%]' as train_-50pct, scored otherwise val_x0.75_x1_flip."""
     name = split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
-    if not is_plain(scales, flip=flip):
+    if not multiscale.is_plain(scales, flip=flip):
         name += "".join(f"_x{scale:g}" for scale in scales) + ("_flip" if flip else "")
     return name
 

@@ -27,7 +27,13 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"unknown argument {argv[1]!r}: every option is --name=value")
     if _CONFIG.value is None:
         raise ValueError("--config is missing: give a file of configs/, such as --config=configs/fcn8s.py:demo")
-    from fcn_jax import distributed, evaluate, metrics, train  # after the flags, since they take seconds to import
+    from fcn_jax import (
+        distributed,
+        evaluate,
+        metrics,
+        multiscale,
+        train,
+    )  # after the flags, since they take seconds to import
 
     config = _CONFIG.value
     if config.deterministic:
@@ -44,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     if not distributed.is_main():
         return
     print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
-    if not evaluate.is_plain(results["scales"], flip=results["flip"]):
+    if not multiscale.is_plain(results["scales"], flip=results["flip"]):
         print(f"scales {', '.join(map(str, results['scales']))}{' and mirrored' if results['flip'] else ''}")
     print(metrics.table(results))
 

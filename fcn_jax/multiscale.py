@@ -8,6 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def is_plain(scales: Sequence[float], *, flip: bool) -> bool:
+    """Whether each image is scored once, as it is."""
+    return tuple(scales) == (1.0,) and not flip
+
+
 def scores(
     score: Callable[[jax.Array, jax.Array], jax.Array],
     image: jax.Array,
@@ -18,12 +23,16 @@ def scores(
 ) -> jax.Array:
     """Logarithms float32 [B, H, W, C] of the mean probabilities over all scales, and mirror images if `flip`.
 
+    Where images are scored once, as they are, the logits as they are.
+
     Args:
       score: gives logits [B, H', W', C] of images float32 [B, H', W', 3] and their sizes int32 [B, 2].
       image: 0..255 [B, H, W, 3]; what lies outside an image's size does not matter.
       sizes: int32 [B, 2], height and width of each image at the top left of its canvas.
       scales: factors of height and width. Resized is bilinearly, each image up to its own edges.
     """
+    if is_plain(scales, flip=flip):
+        return score(image, sizes)
     canvas = image.shape[1:3]
     total: jax.Array | float = 0.0
     ways = list(itertools.product(scales, (False, True) if flip else (False,)))

@@ -22,6 +22,9 @@ _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 1024, "Longer images are segmented at this length and their masks enlarged; 0: never.", lower_bound=0
 )
 
+_SCALES = flags.DEFINE_list("scales", "1", "Each image is scored at these sizes, such as 0.75,1,1.25.")
+_FLIP = flags.DEFINE_bool("flip", False, "Each image is scored mirrored, too.")
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 log = logging.getLogger("fcn_jax.predict")
@@ -67,6 +70,13 @@ def _required(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return pathlib.Path(flag.value).expanduser()
 
 
+def _scales(values: Sequence[str]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except ValueError:
+        raise ValueError(f"--scales={','.join(values)}: give numbers such as 0.75,1,1.25") from None
+
+
 def main(argv: Sequence[str]) -> None:
     """The work of one command."""
     if len(argv) > 1:
@@ -77,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
-    predictor = load(checkpoint, which=_WHICH.value)
+    predictor = load(checkpoint, which=_WHICH.value, scales=_scales(_SCALES.value), flip=_FLIP.value)
     if len(predictor.spec.mean) != 3:
         channels = len(predictor.spec.mean)
         raise ValueError(f"{checkpoint} takes {channels} channels, photographs have 3: call fcn_jax.load on arrays")

@@ -1,13 +1,14 @@
 """A trained network as a function from images to masks, for notebooks and for fcn_jax.predict."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fcn_jax import checkpoint
+from fcn_jax import checkpoint, multiscale
 from fcn_jax.models.spec import ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
@@ -23,12 +24,25 @@ class Predictor:
       params: its parameters.
     """
 
-    def __init__(self, params: Any, spec: ModelSpec, *, dtype: str = "float32"):
+    def __init__(
+        self,
+        params: Any,
+        spec: ModelSpec,
+        *,
+        dtype: str = "float32",
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ):
+        if not scales or not all(0 < scale <= 8 for scale in scales):
+            raise ValueError(f"scales {list(scales)}: give factors above 0 and up to 8, such as 0.75,1")
         self.params, self.spec = params, spec
         model = spec.build(dtype=dtype)
 
         def predict(params: Any, image: jax.Array, sizes: jax.Array) -> jax.Array:
-            logits: Any = model.apply({"params": params}, image, sizes)
+            def score(image: jax.Array, sizes: jax.Array) -> Any:
+                return model.apply({"params": params}, image, sizes)
+
+            logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip)
             return jnp.argmax(logits, -1).astype(jnp.uint8)
 
         self._predict = jax.jit(predict)
@@ -73,20 +87,28 @@ class Predictor:
         return [mask[:height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
 
 
-def load(path: str | pathlib.Path, *, which: str = "best", dtype: str = "float32") -> Predictor:
+def load(
+    path: str | pathlib.Path,
+    *,
+    which: str = "best",
+    dtype: str = "float32",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Predictor:
     """The network of a run, of one step of its checkpoints, or of converted weights.
 
     Args:
       path: a run's workdir, a checkpoint directory, or converted weights.
       which: `best` or `latest`, where `path` is a run.
       dtype: what the encoder computes in, float32 or bfloat16.
+      scales, flip: score images at each of these sizes, and mirrored too, as config.eval.scales and config.eval.flip.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: model.json is not one that this version reads.
+      ValueError: model.json is not one that this version reads, or a scale is not above 0 and up to 8.
     """
     params, spec = checkpoint.load_params(checkpoint.find(path, which))
-    return Predictor(params, spec, dtype=dtype)
+    return Predictor(params, spec, dtype=dtype, scales=scales, flip=flip)
 
 
 def _round_up(size: int) -> int:

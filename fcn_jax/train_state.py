@@ -131,10 +131,7 @@ def eval_step(
     def score(image: jax.Array, size: jax.Array) -> Any:
         return model.apply({"params": params}, image, size)
 
-    if tuple(scales) == (1.0,) and not flip:
-        logits = score(batch["image"], batch["size"])
-    else:
-        logits = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip)
+    logits = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip)
     prediction = jnp.argmax(logits, -1).astype(jnp.uint8)
     count = functools.partial(metrics.confusion_matrix, num_classes=logits.shape[-1])
     return {

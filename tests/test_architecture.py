@@ -28,7 +28,7 @@ ALLOWED = {
     "multiscale": set(),
     "train_state": {"losses", "metrics", "multiscale"},
     "checkpoint": {"models", "sharding", "train_state", "workdir"},
-    "predictor": {"checkpoint", "models"},
+    "predictor": {"checkpoint", "models", "multiscale"},
 }
 
 

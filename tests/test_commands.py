@@ -306,9 +306,11 @@ def test_predict_on_one_file_equals_load(workdir, photographs, tmp_path):
     import fcn_jax
 
     arguments = (f"--checkpoint={workdir}", f"--input={photographs / 'colour.png'}", f"--output={tmp_path}")
-    assert run("fcn_jax.predict", *arguments).returncode == 0
-    expected = fcn_jax.load(workdir)(np.asarray(Image.open(photographs / "colour.png")))
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colour.png")), expected)
+    image = np.asarray(Image.open(photographs / "colour.png"))
+    for more, options in (((), {}), (("--scales=0.5,2", "--flip"), {"scales": (0.5, 2), "flip": True})):
+        assert run("fcn_jax.predict", *arguments, *more).returncode == 0
+        expected = fcn_jax.load(workdir, **options)(image)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colour.png")), expected)
 
 
 def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):

@@ -241,6 +241,13 @@ def test_prediction_agrees_with_evaluation(finished, data_dir):
     for e, mask in zip(examples, masks, strict=True):
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(predict(e["image"]), mask)
+    c = tiny_config(data_dir, **{"eval.scales": (0.75, 1.5), "eval.flip": True})
+    results = evaluate.evaluate_checkpoint(c, finished, split="tiny[6:]", which="latest")
+    masks = fcn_jax.load(finished, which="latest", scales=(0.75, 1.5), flip=True)([e["image"] for e in examples])
+    counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True))
+    assert np.abs(counts - results["confusion_matrix"]).sum() <= 4, "two pixels, where two classes all but tie"
+    with pytest.raises(ValueError, match=r"scales \[0, 1\]: give factors above 0 and up to 8"):
+        fcn_jax.load(finished, scales=(0, 1))
     for wrong, message in [
         ([np.zeros((5, 5))], r"an image is float64 \[5, 5\]: give uint8 RGB"),
         (np.zeros((5, 5), np.uint8), r"an image is uint8 \[5, 5\]: give uint8 RGB"),
