@@ -1,6 +1,6 @@
 """A run's results as a section of RESULTS.md, and its pictures as one.
 
-    python benchmarks/report.py runs/voc_laptop --split=val --picture=docs/voc_laptop.jpg --curves=docs/voc_laptop.png
+    python benchmarks/report.py runs/voc_laptop --results=val --picture=docs/voc_laptop.jpg --curves=docs/voc_laptop.png
 
 --picture shows the first images, --extremes the best, the median and the worst by their own mean IU. --curves needs
 matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
@@ -50,21 +50,22 @@ def stack(pictures, target, width_limit=1200):
     picture.save(target, quality=88)
 
 
-def extremes(run, split, number=2):
-    """The rows of eval_<split>.csv of the best, the middle and the worst images."""
-    with open(run / f"eval_{split}.csv") as file:
+def extremes(path, number=2):
+    """The rows of the best, the middle and the worst images."""
+    with open(path) as file:
         rows = [row for row in csv.DictReader(file) if row["mean_iou"]]
     rows.sort(key=lambda row: -float(row["mean_iou"]))
     middle = (len(rows) - number) // 2
     return [*rows[:number], *rows[middle : middle + number], *rows[-number:]]
 
 
-def panels(run, split, ids):
-    """Image, truth, prediction and errors of each, by the latest checkpoint."""
+def panels(run, results, ids):
+    """Image, truth, prediction and errors of each, by the latest checkpoint, scored as in the results."""
     config = json.loads((run / "config.json").read_text())["data"]
-    data = datasets.open_split(config["name"], split, raw_dir=config["raw_dir"], data_dir=config["data_dir"])
+    where = {"raw_dir": config["raw_dir"], "data_dir": config["data_dir"]}
+    data = datasets.open_split(config["name"], results["split"], **where)
     examples = pipeline.eval_dataset(data, pipeline.largest_size(data), batch_size=1)
-    predict = fcn_jax.load(run, which="latest")
+    predict = fcn_jax.load(run, which="latest", scales=results["scales"], flip=results["flip"])
     for name in ids:
         example = examples[data.ids.index(name)]
         height, width = example["size"][0]
@@ -92,7 +93,7 @@ def plot_curves(rows, path):
     ):
         points = [(row["step"], factor * row[key]) for row in rows if key in row]
         axis.plot(*zip(*points, strict=True), color="#1f77b4", marker="o" if len(points) < 30 else None, markersize=4)
-        axis.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * max(y for _, y in points)))
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
@@ -101,12 +102,12 @@ def main():
     """Prints Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path)
-    parser.add_argument("--split", default="val")
+    parser.add_argument("--results", default="val", help="eval_NAME.json; default val")
     parser.add_argument("--picture", type=pathlib.Path)
     parser.add_argument("--extremes", type=pathlib.Path)
     parser.add_argument("--curves", type=pathlib.Path)
     options = parser.parse_args()
-    results = json.loads((options.run / f"eval_{options.split}.json").read_text())
+    results = json.loads((options.run / f"eval_{options.results}.json").read_text())
     steps = [json.loads(line) for line in (options.run / "curves.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in steps if "loss" in row}
     first, last = min(losses), max(losses)
@@ -123,12 +124,12 @@ def main():
     if options.curves:
         plot_curves(steps, options.curves)
     if options.picture:
-        paths = sorted((options.run / "pictures").glob(f"{options.split}_*.png"))
+        paths = sorted((options.run / "pictures").glob(f"{options.results}_[0-9]*.png"))
         stack([np.asarray(Image.open(path)) for path in paths], options.picture)
     if options.extremes:
-        chosen = extremes(options.run, options.split)
+        chosen = extremes(options.run / f"eval_{options.results}.csv")
         print("\n" + ", ".join(f"{row['id']} {100 * float(row['mean_iou']):.1f}" for row in chosen))
-        stack(panels(options.run, options.split, [row["id"] for row in chosen]), options.extremes)
+        stack(panels(options.run, results, [row["id"] for row in chosen]), options.extremes)
 
 
 if __name__ == "__main__":
