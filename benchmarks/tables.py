@@ -61,14 +61,18 @@ def camvid_classes(records):
     return table(("", *FCN8S, "mean"), rows)
 
 
+def read(group):
+    """{name: record} of the rows whose names start so."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob(f"{group}*.json"))}
+
+
 def main():
-    """Prints them, a set a section."""
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))}
-    for group in sorted({name.partition("_")[0] for name in records}):
-        members = {name: record for name, record in records.items() if name.partition("_")[0] == group}
-        print(f"{group}\n\n{scores(members)}")
+    """Prints them, a data set a section."""
+    for group in ("shapes", "camvid", "voc"):
+        records = read(group)
+        print(f"{group}\n\n{scores(records)}")
         if group == "camvid":
-            print(camvid_classes(members))
+            print(camvid_classes(records))
 
 
 if __name__ == "__main__":

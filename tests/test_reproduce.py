@@ -1,5 +1,6 @@
 """benchmarks/reproduce.py: what it records, and that it notices what is off."""
 
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -86,6 +87,17 @@ def test_every_row_can_be_run(reproduce):
         assert path.exists(), name
         keys = {key.split("=")[0].removeprefix("--config.") for key in row.train[1:]}
         assert keys <= config_lib.flatten(config_lib.default()).keys(), name
+
+
+@pytest.mark.parametrize("group", ["camvid"])
+def test_results_has_the_tables_of_the_records(monkeypatch, group):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    records = tables.read(group)
+    assert records
+    text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    assert tables.scores(records) in text
+    assert tables.camvid_classes(records) in text
 
 
 def test_a_row_without_its_data_says_what_it_needs(reproduce, monkeypatch, tmp_path):

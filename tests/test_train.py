@@ -241,7 +241,7 @@ def test_prediction_agrees_with_evaluation(finished, data_dir):
     for e, mask in zip(examples, masks, strict=True):
         assert mask.dtype == np.uint8
         np.testing.assert_array_equal(predict(e["image"]), mask)
-    c = tiny_config(data_dir, **{"eval.scales": (0.75, 1.5), "eval.flip": True})
+    c = tiny_config(data_dir, **{"eval.scales": (0.75, 1.5), "eval.flip": True, "eval.pictures": 0})
     results = evaluate.evaluate_checkpoint(c, finished, split="tiny[6:]", which="latest")
     masks = fcn_jax.load(finished, which="latest", scales=(0.75, 1.5), flip=True)([e["image"] for e in examples])
     counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True))
