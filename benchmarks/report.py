@@ -11,16 +11,18 @@ import csv
 import datetime
 import itertools
 import json
+import os
 import pathlib
 import platform
 import subprocess
+import sys
 
 import jax
 import numpy as np
 from PIL import Image
 
 import fcn_jax
-from fcn_jax import visualize
+from fcn_jax import checkpoint, visualize
 from fcn_jax.data import datasets, pipeline
 
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
@@ -28,16 +30,19 @@ SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou
 
 def git(*arguments):
     """What git answers, or nothing outside of a checkout."""
-    result = subprocess.run(("git", *arguments), capture_output=True, text=True, check=False)
+    here = pathlib.Path(__file__).parent
+    result = subprocess.run(("git", *arguments), cwd=here, capture_output=True, text=True, check=False)
     return result.stdout.strip()
 
 
 def hardware():
-    """Device, cores and memory in words."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    cpus = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    """Devices, cores and versions in words."""
+    listing = pathlib.Path("/proc/cpuinfo")  # Linux; ARM's names no model
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.machine()
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    return f"{devices}, {len(cpus)} cores of {cpus[0]}, Python {platform.python_version()}, jax {jax.__version__}"
+    return f"{devices}, {os.cpu_count()} cores of {cpu}, Python {platform.python_version()}, jax {jax.__version__}"
 
 
 def stack(pictures, target, width_limit=1200):
@@ -127,6 +132,8 @@ def main():
         paths = sorted((options.run / "pictures").glob(f"{options.results}_[0-9]*.png"))
         stack([np.asarray(Image.open(path)) for path in paths], options.picture)
     if options.extremes:
+        if results["step"] != (last := checkpoint.saved_steps(options.run)[-1]):
+            sys.exit(f"{options.results} is of step {results['step']}, the pictures would be of {last}: --which=latest")
         chosen = extremes(options.run / f"eval_{options.results}.csv")
         print("\n" + ", ".join(f"{row['id']} {100 * float(row['mean_iou']):.1f}" for row in chosen))
         stack(panels(options.run, results, [row["id"] for row in chosen]), options.extremes)

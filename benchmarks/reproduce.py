@@ -6,15 +6,18 @@
 
 The commands are printed and run as a user would run them; interrupted, the same command goes on, and a run that is
 finished in --workdir is only compared. The exit code is 1 if anything is outside of its tolerance. --record writes the
-figures to benchmarks/recorded/NAME.json, with commit, hardware, date and time, instead of comparing.
+figures to benchmarks/recorded/NAME.json, with the commit, hardware and date of the run's start, instead of comparing.
+VOC rows take the 334 and 342 images that benchmarks/voc_subset lists: those of VOC 2012 outside of SBD.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +28,10 @@ from fcn_jax import checkpoint, evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDED = ROOT / "benchmarks" / "recorded"
+VOC_SUBSET = ROOT / "benchmarks" / "voc_subset"
+VOC_FOLDER = pathlib.Path("VOCdevkit/VOC2012")
+ORIGIN = "origin.json"  # in a workdir: with what its run began
+COMPARED = ("mean_iou", "pixel_accuracy", "mean_accuracy")
 PARTS = 8  # of the curve, whose mean losses are compared
 
 
@@ -55,7 +62,7 @@ VOC = ("--config=configs/voc_laptop.py", "--config.steps=(400,)", "--config.data
 
 def voc(*train):
     """A run on PASCAL VOC and its evaluation."""
-    return Row(train, (VAL,), points=2.0, curve=0.15, data="VOCdevkit")
+    return Row(train, (VAL,), points=2.0, curve=0.15, data=str(VOC_FOLDER))
 
 
 ROWS = {
@@ -94,6 +101,7 @@ ROWS = {
             "--config.data.crop_size=(256,256)",
             "--config.data.scale=(0.75,1.5)",
             "--config.optim.clip_norm=0.0",
+            "--config.eval.scales=(1.0,)",
             "--config.loss.class_weights=sqrt_median_frequency",
             "--config.eval.every=650",
         ),
@@ -118,22 +126,53 @@ ROWS = {
 
 def run(row, workdir, raw_dir):
     """Trains and evaluates; what is done already is not done again."""
+    start(workdir)
+    if row.data == str(VOC_FOLDER):
+        raw_dir = voc_subset(raw_dir, workdir / "raw")
     train = (*row.train, *((f"--config.data.raw_dir={raw_dir}",) if row.data else ()), f"--workdir={workdir}")
     run_main(train)
+    common = tuple(argument for argument in train if not argument.startswith("--config.eval."))
     end = checkpoint.saved_steps(workdir)[-1]
     for split, scales, flip in row.evaluations:
         file = workdir / f"eval_{evaluate.results_name(split, scales, flip=flip)}.json"
         if not file.exists() or json.loads(file.read_text())["step"] != end:
             how = (f"--config.eval.scales={scales!r}", f"--config.eval.flip={flip}")
-            run_main((*train, "--mode=eval", f"--split={split}", "--which=latest", *how))
+            run_main((*common, "--mode=eval", f"--split={split}", "--which=latest", *how))
+
+
+def start(workdir):
+    """Notes with what a run begins."""
+    if workdir.exists():
+        return
+    workdir.mkdir(parents=True)
+    origin = {
+        "commit": report.git("describe", "--always", "--dirty"),
+        "date": str(datetime.date.today()),
+        "hardware": report.hardware(),
+    }
+    (workdir / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+
+
+def voc_subset(raw_dir, folder):
+    """VOC 2012's files with the lists of benchmarks/voc_subset in place of its own, as a raw_dir."""
+    source, target = raw_dir / VOC_FOLDER, folder / VOC_FOLDER
+    shutil.copytree(VOC_SUBSET, target / "ImageSets" / "Segmentation", dirs_exist_ok=True)
+    for name in ("JPEGImages", "SegmentationClass"):
+        (target / name).unlink(missing_ok=True)
+        (target / name).symlink_to(source / name)
+    return folder
 
 
 def run_main(arguments):
-    """fcn_jax.main, as a user runs it."""
+    """fcn_jax.main, as a user runs it; Ctrl-C reaches it too, and it is waited for until it has saved."""
     command = ("python", "-m", "fcn_jax.main", *arguments)
     print(shlex.join(command), flush=True)
-    if code := subprocess.run((sys.executable, *command[1:]), cwd=ROOT, check=False).returncode:
-        sys.exit(code)
+    process = subprocess.Popen((sys.executable, *command[1:]), cwd=ROOT)
+    while process.returncode is None:
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def curve(workdir):
@@ -151,22 +190,27 @@ def figures(row, workdir):
     for split, scales, flip in row.evaluations:
         name = evaluate.results_name(split, scales, flip=flip)
         results = json.loads((workdir / f"eval_{name}.json").read_text())
-        found[name] = {key: round(100 * results[key], 2) for key in report.SCORES} | {
+        found[name] = {key: percent(results[key]) for key in report.SCORES} | {
             "step": results["step"],
             "num_examples": results["num_examples"],
-            "per_class_iou": {k: None if v is None else round(100 * v, 2) for k, v in results["per_class_iou"].items()},
+            "per_class_iou": {k: percent(v) for k, v in results["per_class_iou"].items()},
         }
     return found
 
 
+def percent(value):
+    """In points of a hundred, with more decimals than are ever shown: none is rounded twice to the same."""
+    return None if value is None else round(100 * value, 4)
+
+
 def record(name, row, workdir):
     """Writes what a finished run has found."""
+    if not (workdir / ORIGIN).exists():
+        sys.exit(f"{workdir} was not begun by reproduce.py, so its commit is not known: give another --workdir")
     rows = [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
     content = {
         "command": f"python benchmarks/reproduce.py {name}" + (" --raw_dir=DIR" if row.data else ""),
-        "commit": report.git("describe", "--always", "--dirty"),
-        "date": str(datetime.date.today()),
-        "hardware": report.hardware(),
+        **json.loads((workdir / ORIGIN).read_text()),
         "minutes": round(report.minutes(rows), 1),
         "evaluations": figures(row, workdir),
         **curve(workdir),
@@ -181,8 +225,8 @@ def compare(name, row, workdir):
     wanted, found = json.loads((RECORDED / f"{name}.json").read_text()), figures(row, workdir)
     lines = []
     for evaluation, scores in wanted["evaluations"].items():
-        for key in ("mean_iou", "pixel_accuracy", "mean_accuracy"):
-            lines.append((f"{evaluation}: {key}", scores[key], found[evaluation][key], row.points))
+        for key, points in (*dict.fromkeys(COMPARED, row.points).items(), ("num_examples", 0), ("step", 0)):
+            lines.append((f"{evaluation}: {key}", scores[key], found[evaluation][key], points))
     for part, (a, b) in enumerate(zip(wanted["losses"], curve(workdir)["losses"], strict=True), 1):
         lines.append((f"training loss, part {part} of {PARTS}", a, b, row.curve * a))
     outside = 0
@@ -210,7 +254,8 @@ def parse():
         sys.exit()
     row = ROWS[options.name]
     if row.data and (options.raw_dir is None or not (options.raw_dir / row.data).is_dir()):
-        sys.exit(f"{options.name} needs --raw_dir=DIR, a folder that holds {row.data}/")
+        given = "" if options.raw_dir is None else f"; {options.raw_dir} does not"
+        sys.exit(f"{options.name} needs --raw_dir=DIR, a folder that holds {row.data}/{given}")
     if not options.record and not (RECORDED / f"{options.name}.json").exists():
         sys.exit(f"{options.name} is not recorded in {RECORDED}: --record does that")
     return options

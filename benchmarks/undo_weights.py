@@ -3,20 +3,21 @@
     python benchmarks/undo_weights.py RUN --split=val
 
 A network that is trained with weights w tells probabilities that are proportional to w times those of the data. Taking
-a * log(w) from its scores, before the class is chosen, gives them back: with a = 0 it is as it was trained, with a = 1
-all is undone.
+a * log(w) from its scores (at the sizes of config.eval), before the class is chosen, gives them back: with a = 0 it is
+as it was trained, with a = 1 all is undone.
 """
 
 import argparse
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from fcn_jax import checkpoint, metrics, progress
+from fcn_jax import checkpoint, metrics, multiscale, progress
 from fcn_jax.data import datasets, pipeline
 
 PARTS = (0, 0.25, 0.5, 0.75, 1)
@@ -34,12 +35,20 @@ def main():
         config.loss.class_weights, datasets.open_split(config.data.name, config.data.train_split, **where)
     )
     split = datasets.open_split(config.data.name, options.split, **where)
+    if not weights.all() or (weights == weights[0]).all():
+        sys.exit(f"config.loss.class_weights={config.loss.class_weights} of {options.run}: nothing can be taken back")
     params, spec = checkpoint.load_params(checkpoint.find(options.run, "latest"))
     model = spec.build()
 
     @jax.jit
     def counts(params, batch):
-        logits = model.apply({"params": params}, batch["image"], batch["size"])
+        logits = multiscale.scores(
+            lambda image, size: model.apply({"params": params}, image, size),
+            batch["image"],
+            batch["size"],
+            scales=tuple(config.eval.scales),
+            flip=config.eval.flip,
+        )
         shifts = jnp.array(PARTS)[:, None] * jnp.log(weights)
         predictions = [jnp.argmax(logits - shift, -1).astype(jnp.uint8) for shift in shifts]
         return [metrics.confusion_matrix(batch["label"], found, len(weights)) for found in predictions]

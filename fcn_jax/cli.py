@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from fcn_jax.stop import Stopped
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_OTHERS = 3  # seconds in which the other processes of a run say what they have found
 
 
 def set_up() -> None:
@@ -52,7 +54,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse_joined(argv: Sequence[str]) -> None:
-    """ValueError if a flag of several values is given twice: absl takes the last of others, and all of these."""
+    """ValueError if a flag of several values is given twice: ml_collections joins them, where absl takes the last."""
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:] if argument.startswith("-")]
     for name in names:
         value = flags.FLAGS[name].value if names.count(name) > 1 and name in flags.FLAGS else None
@@ -81,6 +83,8 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
                 traceback.print_exc()
             # Not sys.exit: threads of a save that failed would go on and print their own tracebacks, and JAX would wait
             # for the other processes, which wait for this one.
+            if jax.distributed.is_initialized() and jax.process_index() == 0:
+                time.sleep(_OTHERS)  # the processes meet in this one: JAX aborts those that still speak when it is gone
             os._exit(1)
 
     return run

@@ -180,11 +180,11 @@ def write_results(
     rows = results["per_image"]
     readable = {key: _null_if_nan(value) for key, value in results.items() if key != "per_image"}
     readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
-    workdir_lib.write(workdir / f"eval_{name}.json", json.dumps(readable, indent=2) + "\n")
     workdir_lib.write(workdir / f"eval_{name}.csv", _csv(rows))
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
         Image.fromarray(picture).save(workdir / "pictures" / f"{name}_{index}.png")
+    workdir_lib.write(workdir / f"eval_{name}.json", json.dumps(readable, indent=2) + "\n")  # last: all is there
 
 
 def _rows(ids: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:

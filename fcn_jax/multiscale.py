@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -37,9 +38,9 @@ def scores(
     total: jax.Array | float = 0.0
     ways = list(itertools.product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in ways:
-        resized = tuple(max(1, round(n * scale)) for n in canvas)
-        new_sizes = jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32)
-        new_sizes = jnp.clip(new_sizes, 1, jnp.array(resized)[None])  # 0.7 times 345 is rounded otherwise in float64
+        # Both in float32, which rounds 0.7 times 345 otherwise than float64: no image is larger than its canvas.
+        resized = tuple(max(1, int(n)) for n in np.round(np.array(canvas, np.float32) * np.float32(scale)))
+        new_sizes = jnp.maximum(jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32), 1)
         x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
         probabilities = jax.nn.softmax(score(x, new_sizes).astype(jnp.float32))
         total = total + _resample(probabilities, new_sizes, sizes, canvas, mirrored)

@@ -41,7 +41,7 @@ def find_images(path: pathlib.Path) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"--input={str(path)!r} is neither a file nor a folder")
-    images = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    images = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
     if not images:
         raise FileNotFoundError(f"no image in {str(path)!r}: files ending in {', '.join(SUFFIXES)} are taken")
     stems: dict[str, pathlib.Path] = {}
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
     for path in progress.bar(images, "predicting", len(images), "images"):
         try:
             image = decode_image(path.read_bytes(), str(path), upright=True)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.error("%s", error)
             failed += 1
             continue

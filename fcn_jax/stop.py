@@ -1,6 +1,5 @@
 """Being stopped: Ctrl-C or SIGTERM lets a step come to its end and be saved, on all processes at the same step."""
 
-import logging
 import os
 import signal
 import threading
@@ -8,8 +7,6 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -57,7 +54,8 @@ class Stop:
     def _ask(self, number: int, _: Any) -> None:
         self._signal = number
         self._restore()
-        log.info("stopping when this step is done and saved; again stops at once")
+        # Past logging: the signal may have come while it writes, and its files cannot be entered twice.
+        os.write(2, b"stopping when this step is done and saved; again stops at once\n")
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)
 

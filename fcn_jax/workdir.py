@@ -56,8 +56,8 @@ def await_end(workdir: pathlib.Path, process: int) -> None:
 
 
 def write(path: pathlib.Path, text: str) -> None:
-    """All of it or nothing."""
-    partial = path.with_name(f"{path.name}.part")
+    """All of it or nothing, whoever else writes it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text(text)
     partial.replace(path)
 

@@ -318,8 +318,10 @@ def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):
     folder.mkdir()
     (folder / "a.jpg").write_bytes(b"no image")
     (folder / "b.png").write_bytes((photographs / "colour.png").read_bytes())
+    (folder / "c.png").symlink_to(folder / "gone.png")
+    (folder / "d.png").mkdir()
     process = run("fcn_jax.predict", f"--checkpoint={workdir}", f"--input={folder}", f"--output={tmp_path / 'out'}")
-    assert "1 of 2 images could not be read; the others are done" in error_of(process)
+    assert "2 of 3 images could not be read; the others are done" in error_of(process)
     assert "a.jpg' cannot be decoded (not an image file)" in process.stderr
     assert (tmp_path / "out" / "b.png").exists()
 

@@ -101,12 +101,12 @@ def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path
 
 
 def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path):
-    """While the step is compiled there is nothing to save: the process ends at once."""
+    """While the step is compiled there is nothing to save; at most the first step was quicker than the signal."""
     with Job(*arguments(tmp_path / "run", data_dir)) as job:
         job.until(lambda: (tmp_path / "run" / "config.json").exists())
         job.signal(signal.SIGTERM)
         assert job.wait() == [143]
-    assert processes.saved_steps(tmp_path / "run") == []
+    assert processes.saved_steps(tmp_path / "run") in ([], [1])
     processes.finish(*arguments(tmp_path / "run", data_dir))
     assert_same(tmp_path / "run", whole())
 
@@ -139,7 +139,7 @@ def assert_none_damaged_but_one_being_deleted(stderr, kept):
 def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
     """SIGKILL, every second time inside of a save; each start has to go on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
-    workdir, steps, rng = tmp_path / "run", 40 * rounds, random.Random(rounds)
+    workdir, steps, rng = tmp_path / "run", 80 * rounds, random.Random(rounds)
     inside = 0
     for number in range(1, rounds + 1):
         with Job(*arguments(workdir, data_dir, steps=steps)) as job:

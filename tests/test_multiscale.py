@@ -71,6 +71,16 @@ def test_every_pixel_is_scored(size):
     np.testing.assert_allclose(found, 1 / 3, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [45, 85, 165])
+def test_the_size_of_the_canvas_does_not_matter(size):
+    """Nor for those sizes, of which 0.7 times could be rounded in two ways."""
+    image = jnp.asarray(RNG.uniform(0, 9, (1, size, 2, 3)), jnp.float32)
+    alone = multiscale.scores(identity, image, full(image), scales=(0.7,), flip=False)
+    padded = jnp.pad(image, ((0, 0), (0, 30), (0, 3), (0, 0)))
+    among = multiscale.scores(identity, padded, full(image), scales=(0.7,), flip=False)
+    np.testing.assert_allclose(among[:, :size, :2], alone, atol=1e-5)
+
+
 def test_padding_does_not_matter():
     """Each image of a batch has the scores that it has alone; what lies beside it is never looked at."""
     palette = ((0, 0, 0), (128, 0, 0), (0, 128, 0))

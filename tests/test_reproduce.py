@@ -3,13 +3,18 @@
 import importlib
 import importlib.util
 import json
+import os
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from fcn_jax import config as config_lib
+from fcn_jax.data.builders.voc_segmentation import seg11valid_ids
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,17 +34,18 @@ def reproduce(monkeypatch, tmp_path):
 LOSSES = np.linspace(2, 1, 16)
 
 
-def write_run(workdir, *, mean_iou=0.5, losses=LOSSES):
+def write_run(workdir, *, mean_iou=0.5, losses=LOSSES, num_examples=3, step=16):
     """What fcn_jax.main leaves of a run of 16 steps, as far as it matters."""
     workdir.mkdir(exist_ok=True)
     (workdir / "checkpoints" / "16").mkdir(parents=True, exist_ok=True)
+    (workdir / "origin.json").write_text(json.dumps({"commit": "c0ffee", "date": "2026-11-21", "hardware": "a laptop"}))
     rows = [{"step": step, "time": 60.0 * step, "loss": loss} for step, loss in enumerate(losses, 1)]
     rows.append({"step": 16, "time": 970.0, "eval/mean_iou": mean_iou})
     (workdir / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scores = dict.fromkeys(("pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"), 0.9)
     results = {
-        "step": 16,
-        "num_examples": 3,
+        "step": step,
+        "num_examples": num_examples,
         **scores,
         "mean_iou": mean_iou,
         "per_class_iou": {"a": mean_iou, "b": None},
@@ -55,6 +61,7 @@ def test_the_record(reproduce, tmp_path):
     reproduce.record("name", reproduce.Row(**ROW), write_run(tmp_path / "run"))
     found = json.loads((tmp_path / "recorded" / "name.json").read_text())
     assert found["command"] == "python benchmarks/reproduce.py name"
+    assert (found["commit"], found["date"], found["hardware"]) == ("c0ffee", "2026-11-21", "a laptop")
     assert found["losses"] == [round(2 - (4 * k + 1) / 30, 4) for k in range(8)]
     assert found["mean_iou_by_step"] == {"16": 50.0}
     assert found["minutes"] == pytest.approx((970 - 60) / 60, abs=0.05)
@@ -69,6 +76,8 @@ def test_the_record(reproduce, tmp_path):
         ({"mean_iou": 0.519}, []),
         ({"mean_iou": 0.521}, ["val: mean_iou"]),
         ({"mean_iou": 0.479}, ["val: mean_iou"]),
+        ({"num_examples": 4}, ["val: num_examples"]),
+        ({"step": 15}, ["val: step"]),
         ({"losses": LOSSES * 1.09}, []),
         ({"losses": [*LOSSES[:14], 1.3, 1.3]}, ["training loss, part 8 of 8"]),
     ],
@@ -89,18 +98,82 @@ def test_every_row_can_be_run(reproduce):
         assert keys <= config_lib.flatten(config_lib.default()).keys(), name
 
 
-@pytest.mark.parametrize("group", ["camvid"])
-def test_results_has_the_tables_of_the_records(monkeypatch, group):
+def test_results_has_the_tables_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
-    records = tables.read(group)
-    assert records
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    assert tables.scores(records) in text
-    assert tables.camvid_classes(records) in text
+    for group in ("camvid",):
+        records = tables.read(group)
+        assert records
+        assert tables.scores(records) in text
+    assert tables.camvid_classes(tables.read("camvid")) in text
+
+
+def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):
+    """An evaluation of another step is; evaluations are given no eval.* twice."""
+    given = []
+    monkeypatch.setattr(reproduce, "run_main", given.append)
+    evaluations = (("val", (1.0,), False), ("test", (1.0, 2.0), True))
+    row = reproduce.Row(
+        ("--config=x", "--config.eval.scales=(3.0,)"), evaluations, points=2.0, curve=0.1, data="VOCdevkit/VOC2012"
+    )
+    write_run(tmp_path / "run")
+    reproduce.run(row, tmp_path / "run", tmp_path / "official")
+    train, test = given
+    where = (f"--config.data.raw_dir={tmp_path}/run/raw", f"--workdir={tmp_path}/run")
+    assert train == (*row.train, *where)
+    how = ("--config.eval.scales=(1.0, 2.0)", "--config.eval.flip=True")
+    assert test == ("--config=x", *where, "--mode=eval", "--split=test", "--which=latest", *how)
+    write_run(tmp_path / "run", step=15)
+    reproduce.run(row, tmp_path / "run", tmp_path / "official")
+    assert "--split=val" in given[3]
+
+
+def test_a_run_of_unknown_origin_is_not_recorded(reproduce, tmp_path):
+    (write_run(tmp_path / "run") / "origin.json").unlink()
+    with pytest.raises(SystemExit, match=r"was not begun by reproduce\.py, so its commit is not known"):
+        reproduce.record("name", reproduce.Row(**ROW), tmp_path / "run")
+
+
+def test_ctrl_c_waits_for_the_run_to_save(tmp_path):
+    """Ctrl-C goes to both: the run, which takes a second to end, is not killed, and its exit code is kept."""
+    (tmp_path / "fcn_jax").mkdir()
+    (tmp_path / "fcn_jax" / "main.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(*_):\n"
+        "    time.sleep(1)\n"
+        f"    pathlib.Path({str(tmp_path / 'saved')!r}).touch()\n"
+        "    sys.exit(130)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "fcn_jax" / "__init__.py").touch()
+    script = (
+        "import pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import reproduce\n"
+        f"reproduce.ROOT = pathlib.Path({str(tmp_path)!r})\n"
+        "reproduce.run_main(())\n"
+    )
+    with subprocess.Popen((sys.executable, "-c", script), start_new_session=True) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_voc_subset_shares_no_image_with_training(split):
+    """Against the released list: val lies within seg11valid, train outside of it."""
+    ids = (ROOT / "benchmarks" / "voc_subset" / f"{split}.txt").read_text().split()
+    assert len(set(ids)) == len(ids) == {"train": 334, "val": 342}[split]
+    assert len({*ids} & {*seg11valid_ids()}) == {"train": 0, "val": 342}[split]
 
 
 def test_a_row_without_its_data_says_what_it_needs(reproduce, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "camvid", f"--raw_dir={tmp_path}"])
-    with pytest.raises(SystemExit, match=r"^camvid needs --raw_dir=DIR, a folder that holds CamVid/$"):
+    with pytest.raises(SystemExit, match=r"^camvid needs --raw_dir=DIR, a folder that holds CamVid/; /.* does not$"):
         reproduce.parse()

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -457,7 +456,6 @@ def test_a_workdir_that_one_process_has_lost_is_refused_by_all(finished, data_di
 
 def assert_not_shared(folder, data_dir):
     """Of folder/a and folder/b as the workdirs of two processes."""
-    began = time.monotonic()
     arguments = (*RUN, f"--config.data.data_dir={data_dir}", f"--workdir={folder}/a")
     with Job(*arguments, processes=2, own={1: [f"--workdir={folder}/b"]}) as job:
         for index, name in enumerate("ab"):
@@ -465,7 +463,6 @@ def assert_not_shared(folder, data_dir):
                 f"ValueError: {folder}/{name} is not the same folder on every host (process 1 does not see what"
                 " process 0 writes there): give a --workdir on storage that all of them share"
             )
-    assert time.monotonic() - began < 60
 
 
 TOGETHER = "--coordinator=HOST:PORT, --processes and --process belong together: give all three or none"
