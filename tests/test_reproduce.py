@@ -102,7 +102,7 @@ def test_results_has_the_tables_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
     text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
-    for group in ("camvid",):
+    for group in ("shapes", "camvid", "voc"):
         records = tables.read(group)
         assert records
         assert tables.scores(records) in text
