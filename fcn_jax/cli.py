@@ -97,7 +97,7 @@ def explain(error: Exception) -> str:
     if number == errno.ENOSPC or "No space left on device" in text or "Disk quota exceeded" in text:
         return f"disk full: {_shortened(text)}: free some space and give the same command again"
     if number == errno.EROFS or "Read-only file system" in text:
-        return f"{_shortened(text)}: give a --workdir that can be written"
+        return f"{_shortened(text)}: name a folder that can be written"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
         return f"out of memory: {_shortened(text)}: lower data.batch_size, eval.batch_size or --max_side"
     if not isinstance(error, USER_ERRORS):

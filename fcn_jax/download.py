@@ -1,5 +1,7 @@
 """Downloads that can be interrupted, and files that are what they claim to be."""
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import logging
@@ -29,7 +31,7 @@ def fetch(
     """Downloads `url` to `path`, unless it is there already; an interrupted download goes on where it stopped.
 
     The bytes go to `<path>.part`, which gets its final name only once verified. So a file at `path` of the right size
-    is trusted and never hashed again. One process per file at a time: two would write to the same part file.
+    is trusted and never hashed again. One process per file at a time, as `exclusive` arranges.
 
     Args:
       url: what to download.
@@ -62,6 +64,18 @@ def fetch(
         raise ValueError(f"{url}: {error}; the part file is removed, run again to download it anew") from error
     os.replace(part, path)
     return path
+
+
+@contextlib.contextmanager
+def exclusive(folder: pathlib.Path) -> Iterator[None]:
+    """Lets one process of this machine at a time fill `folder`; a process that dies lets go of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # a cache that others have filled
+        yield
+        return
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def verify(

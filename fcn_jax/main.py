@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     """The work of one command."""
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every option is --name=value")
+    if _MODE.value == "train" and (_SPLIT.present or _WHICH.present):
+        raise ValueError("--split and --which are for --mode=eval, which is not given")
     if _CONFIG.value is None:
         raise ValueError("--config is missing: give a file of configs/, such as --config=configs/fcn8s.py:demo")
     from fcn_jax import (

@@ -207,16 +207,16 @@ def _loop(
         losses.append(results["loss"])
         last = step == stage.end
         evaluates = last or (config.eval.every and step % config.eval.every == 0)
-        if last or step % config.log.every == 0:
+        stops = stop.asked(step)
+        saves = evaluates or stops or step % config.log.checkpoint_every == 0
+        if saves or step % config.log.every == 0:  # when saving too: else a restart would leave losses out of the mean
             _check_finite(run, state, dataset)
             rate = float(schedule(step - 1 - stage.start))
             curve = {"loss": float(np.mean(jax.device_get(losses))), "learning_rate": rate}
             _write_curve(run, step, {**curve, "gradient_norm": float(results["gradient_norm"])})
             log.info("step %d/%d  loss %.4f  %s", step, end, curve["loss"], clock.tell(step))
             losses.clear()
-        stops = stop.asked(step)
-        if evaluates or stops or step % config.log.checkpoint_every == 0:
-            _check_finite(run, state, dataset)
+        if saves:
             with clock.stopped():
                 scores = _evaluate(run, state, eval_step, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)

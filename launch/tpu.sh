@@ -209,7 +209,7 @@ find ~/fcn_jax -mindepth 1 -maxdepth 1 ! -name runs -exec rm -rf {} +
 tar -xzf ~/fcn_jax.tar.gz -C ~/fcn_jax
 $mount
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet uv
-python3 -m uv venv --quiet --clear --python $(quoted "$python") ~/fcn_jax_venv
+python3 -m uv venv --quiet --clear --seed --python $(quoted "$python") ~/fcn_jax_venv
 python3 -m uv pip install --quiet --python ~/fcn_jax_venv -e \"\$HOME/fcn_jax[tpu]\"
 ~/fcn_jax_venv/bin/python -c 'import socket, fcn_jax, jax; print(socket.gethostname() + \": jax\", jax.__version__)'"
 }

@@ -73,6 +73,8 @@ def workdir(data_dir, tmp_path_factory):
         ((DEMO, "--config.modle.width=3"), r"unknown config key 'modle'. Did you mean \"model\""),
         ((DEMO, "--config.model.width=wide"), r"config.model.width=wide: invalid literal for int"),
         ((DEMO, "--config.model.geometry=valid"), r"config.model.geometry='valid': choose from caffe, same"),
+        ((DEMO, "--split=val"), r"--split and --which are for --mode=eval, which is not given"),
+        ((DEMO, "--which=best"), r"--split and --which are for --mode=eval, which is not given"),
         ((DEMO, "--mode=evaluate"), r"flag --mode=evaluate: value should be one of <train\|eval>"),
         ((DEMO, "--mode=eval", "--workdir=/nowhere"), r"no checkpoint in '/nowhere': give the workdir of a run"),
     ],
@@ -269,7 +271,7 @@ def test_read_only_disk(data_dir, tmp_path):
         wrap=(*mounted("-o size=300k", 'mount -o remount,ro "$0";'), tmp_path),
     )
     line = error_of(process)
-    assert re.match(r".*Read-only file system.*/run.*: give a --workdir that can be written", line), line
+    assert re.match(r".*Read-only file system.*/run.*: name a folder that can be written", line), line
 
 
 @pytest.fixture(scope="module")
@@ -320,9 +322,11 @@ def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):
     (folder / "b.png").write_bytes((photographs / "colour.png").read_bytes())
     (folder / "c.png").symlink_to(folder / "gone.png")
     (folder / "d.png").mkdir()
+    Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(folder / "e.tif")
     process = run("fcn_jax.predict", f"--checkpoint={workdir}", f"--input={folder}", f"--output={tmp_path / 'out'}")
-    assert "2 of 3 images could not be read; the others are done" in error_of(process)
+    assert "3 of 4 images could not be read; the others are done" in error_of(process)
     assert "a.jpg' cannot be decoded (not an image file)" in process.stderr
+    assert "e.tif' has values of more than 8 bits (mode I;16): convert it to 8 bits" in process.stderr
     assert (tmp_path / "out" / "b.png").exists()
 
 

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -69,6 +70,24 @@ def server() -> Iterator[Server]:
         yield server
         server.shutdown()
         thread.join()
+
+
+def test_one_at_a_time(server, tmp_path):
+    """Of several that want a file at once one downloads it; nobody waits for a folder that cannot be written."""
+
+    def obtain(_: int) -> bytes:
+        with download.exclusive(tmp_path / "new"):
+            return download.fetch(server.url, tmp_path / "new" / "file", size=len(BODY), sha256=SHA256).read_bytes()
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(obtain, range(4))) == [BODY] * 4
+    assert server.ranges == [None]
+
+
+def test_a_cache_that_cannot_be_written_needs_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with download.exclusive(tmp_path):
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_full(server, tmp_path, capfd):

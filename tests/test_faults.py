@@ -365,7 +365,7 @@ def test_a_run_whose_disk_has_become_read_only(halfway, data_dir, tmp_path):
     with Job(*arguments(workdir, data_dir), wrap=wrap) as job:
         assert job.wait() == [1]
         assert len(job.lines()) == 1
-        assert re.match(r".*Read-only file system.*: give a --workdir that can be written$", job.lines()[0])
+        assert re.match(r".*Read-only file system.*: name a folder that can be written$", job.lines()[0])
     processes.assert_identical(processes.state(workdir, newest), before)
 
 

@@ -177,7 +177,7 @@ def test_tpu_commands_of_one_line(fakes, arguments, expected):
             ("setup", "--nfs=10.0.0.2:/share"),
             [
                 "sudo mount -t nfs 10.0.0.2:/share /mnt/shared",
-                "python3 -m uv venv --quiet --clear --python 3.12 ~/fcn_jax_venv",
+                "python3 -m uv venv --quiet --clear --seed --python 3.12 ~/fcn_jax_venv",
                 'python3 -m uv pip install --quiet --python ~/fcn_jax_venv -e "$HOME/fcn_jax[tpu]"',
             ],
         ),
@@ -186,7 +186,7 @@ def test_tpu_commands_of_one_line(fakes, arguments, expected):
             [
                 "git clone --quiet 'https://example.com/a b.git' ~/fcn_jax_clone",
                 "git -C ~/fcn_jax_clone archive --output=$HOME/fcn_jax.tar.gz v1",
-                "python3 -m uv venv --quiet --clear --python 3.13 ~/fcn_jax_venv",
+                "python3 -m uv venv --quiet --clear --seed --python 3.13 ~/fcn_jax_venv",
             ],
         ),
         (
@@ -319,7 +319,7 @@ def test_tpu_setup_keeps_runs_and_nothing_else(worker, tmp_path):
     assert (home / "fcn_jax" / "pyproject.toml").exists()
     assert (home / "installed").read_text().splitlines() == [
         "-m pip install --user --quiet uv",
-        "-m uv venv --quiet --clear --python 3.12 /home".replace("/home", f"{home}/fcn_jax_venv"),
+        "-m uv venv --quiet --clear --seed --python 3.12 /home".replace("/home", f"{home}/fcn_jax_venv"),
         f"-m uv pip install --quiet --python {home}/fcn_jax_venv -e {home}/fcn_jax[tpu]",
     ]
 

@@ -271,8 +271,10 @@ def test_a_fourth_input_channel_starts_with_the_mean_of_three():
     wanted = plain.build().apply({"params": merge.merge(plain, found, initial=never)[0]}, rgb)
     got = spec.build().apply({"params": params}, four)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    again = weights.from_params(params, spec)
+    jax.tree.map(np.testing.assert_array_equal, merge.merge(spec, again, initial=never)[0], params)
     with pytest.raises(ValueError, match=r"conv1_1/kernel is 3x3x3x2 in the network, but it is 3x3x4x2 in the weights"):
-        merge.merge(plain, weights.from_params(params, spec), initial=never)
+        merge.merge(plain, again, initial=never)
 
 
 # Merging.

