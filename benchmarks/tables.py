@@ -52,13 +52,23 @@ def scores(records):
 
 def camvid_classes(records):
     """The test IU of each class beside the published one."""
-    rows = [("published FCN-8s", *map(percent, FCN8S.values()), percent(sum(FCN8S.values()) / len(FCN8S)))]
+    published = ("published FCN-8s", *map(percent, FCN8S.values()), percent(sum(FCN8S.values()) / len(FCN8S)))
+    return table(("", *FCN8S, "mean"), (published, *classes(records, "test", FCN8S)))
+
+
+def voc_classes(records):
+    """The IU of each class on val."""
+    names = next(iter(records.values()))["evaluations"]["val"]["per_class_iou"]
+    return table(("", *names, "mean"), classes(records, "val", names))
+
+
+def classes(records, split, names):
+    """A row of IUs, and their mean, for each evaluation on the split."""
     for name, record in records.items():
         for evaluation, found in record["evaluations"].items():
-            if evaluation.startswith("test"):
-                classes = [percent(found["per_class_iou"][key]) for key in FCN8S]
-                rows.append((f"{name}, {evaluation}", *classes, percent(found["mean_iou"])))
-    return table(("", *FCN8S, "mean"), rows)
+            if evaluation.startswith(split):
+                ious = (percent(found["per_class_iou"][key]) for key in names)
+                yield (f"{name}, {evaluation}", *ious, percent(found["mean_iou"]))
 
 
 def read(group):
@@ -66,13 +76,17 @@ def read(group):
     return {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob(f"{group}*.json"))}
 
 
+# What the rows' names start with, and the table of their classes.
+GROUPS = {"shapes": None, "camvid": camvid_classes, "voc": voc_classes}
+
+
 def main():
     """Prints them, a data set a section."""
-    for group in ("shapes", "camvid", "voc"):
+    for group, by_class in GROUPS.items():
         records = read(group)
         print(f"{group}\n\n{scores(records)}")
-        if group == "camvid":
-            print(camvid_classes(records))
+        if by_class:
+            print(by_class(records))
 
 
 if __name__ == "__main__":
