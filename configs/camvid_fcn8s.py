@@ -33,7 +33,7 @@ def get_config():
     c.optim.warmup_steps = 50
     c.optim.ema = 0.995
     c.optim.frozen = "conv1_*,conv2_*"
-    c.optim.clip_norm = 5.0  # single norms of 40 and more make the loss leap
+    c.optim.clip_norm = 5.0  # after a norm far above the rest the loss rises
     c.eval.every = 1000
     c.eval.batch_size = 4
     c.log.every = 20

@@ -1,4 +1,4 @@
-"""FCN-8s on PASCAL VOC for a machine without an accelerator: a narrower fc6, crops, the first two blocks frozen.
+"""FCN-8s on PASCAL VOC for a machine without an accelerator: narrower fc6 and fc7, crops, the first two blocks frozen.
 
     python -m fcn_jax.main --config=configs/voc_laptop.py --config.data.raw_dir=DIR_WITH_VOCdevkit
 

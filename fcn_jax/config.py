@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
-# What may differ when a run is resumed: where data lies and how often things are written or shown.
+# What may differ when a run is resumed: nothing that its parameters depend on.
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
