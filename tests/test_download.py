@@ -73,7 +73,7 @@ def server() -> Iterator[Server]:
 
 
 def test_one_at_a_time(server, tmp_path):
-    """Of several that want a file at once one downloads it; nobody waits for a folder that cannot be written."""
+    """Of several that want a file at once one downloads it."""
 
     def obtain(_: int) -> bytes:
         with download.exclusive(tmp_path / "new"):
