@@ -45,6 +45,17 @@ def _quiet() -> Iterator[None]:
         absl_logging.set_verbosity(verbosity)
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves the question whether to stop to the loop.
+
+    Orbax would ask JAX too, on the first process with the step of a save that has just come to its end: that sets the
+    number that JAX knows of this process back, and a signal at that moment would stop the processes at different steps.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous; leaving the context waits for it."""
 
@@ -63,7 +74,7 @@ class Checkpoints:
             "model": ocp.JsonCheckpointHandler(filename="model.json"),
         }
         with _quiet():
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+            self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The newest step saved, None without any."""

@@ -27,11 +27,14 @@ _INTERVAL = 1  # seconds between two looks at the other processes
 _NAMING = 5
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, saves: bool = True
+) -> None:
     """Joins the job that the arguments or else the environment describe; alone, does nothing. Before any computation.
 
     Args:
       coordinator: HOST:PORT of process 0. processes: how many there are. process: which this is, from 0 on.
+      saves: that SIGTERM waits for stop.Stop, so that a step can be saved; else it ends the process at once.
 
     Raises:
       ValueError: some of the three are given and others not, or `process` is none of `processes`.
@@ -42,6 +45,7 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     if processes is not None and process is not None and not 0 <= process < processes:
         raise ValueError(f"--process={process}: with --processes={processes} it is 0 to {processes - 1}")
     if all(given) or described_by(os.environ):
+        jax.config.update("jax_enable_preemption_service", saves)
         jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=_HEARTBEAT)
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     config = _CONFIG.value
     if config.deterministic:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-    distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    distributed.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, saves=_MODE.value == "train")
     if not distributed.is_main():
         logging.getLogger("fcn_jax").setLevel(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.name}").expanduser()

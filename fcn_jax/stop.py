@@ -1,5 +1,6 @@
 """Being stopped: Ctrl-C or SIGTERM lets a step come to its end and be saved, on all processes at the same step."""
 
+import itertools
 import os
 import signal
 import threading
@@ -9,6 +10,9 @@ import jax
 from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# JAX stops all processes at one more than the highest number that any has asked with. Counted from 1, since that is
+# where a signal before the first question stops them, which the steps of a resumed run are far beyond.
+_questions = itertools.count(1)
 
 
 class Stopped(BaseException):
@@ -40,9 +44,9 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def asked(self, step: int) -> bool:
-        """Whether to stop after `step`, the same on every process. To be called at each step, by all of them."""
-        if self._together and multihost_utils.reached_preemption_sync_point(step):
+    def asked(self) -> bool:
+        """Whether to stop after this step, the same on every process. To be called at each step, by all of them."""
+        if self._together and multihost_utils.reached_preemption_sync_point(next(_questions)):
             self._signal = self._signal or signal.SIGTERM
             return True
         return bool(self._signal) and not self._together

@@ -207,7 +207,7 @@ def _loop(
         losses.append(results["loss"])
         last = step == stage.end
         evaluates = last or (config.eval.every and step % config.eval.every == 0)
-        stops = stop.asked(step)
+        stops = stop.asked()
         saves = evaluates or stops or step % config.log.checkpoint_every == 0
         if saves or step % config.log.every == 0:  # when saving too: else a restart would leave losses out of the mean
             _check_finite(run, state, dataset)

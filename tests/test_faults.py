@@ -13,14 +13,17 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+from jax.experimental import multihost_utils
 from layouts import make_label, voc_list, write_voc
 from processes import Job
 from test_commands import needs_namespaces
 
 from fcn_jax import checkpoint, optim, train_state
+from fcn_jax.models.spec import ModelSpec
 from fcn_jax.stop import Stop
 
 RUN = (
@@ -114,11 +117,25 @@ def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path):
 def test_a_second_signal_is_as_usual():
     usual = signal.getsignal(signal.SIGTERM)
     with Stop() as stop:
-        assert not stop.asked(1)
+        assert not stop.asked()
         assert signal.getsignal(signal.SIGTERM) != usual
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.asked(2)
+        assert stop.asked()
         assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_orbax_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
+    """It would ask with the step of the save that ends, on one process and later than the loop has asked."""
+    questions = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: questions.append(step) or False)
+    spec = ModelSpec("fcn32s", "vgg16", "same", False, "fixed", 1, 2, ("a", "b"), ((0, 0, 0), (1, 1, 1)))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(
+                train_state.TrainState(jnp.int32(step), {"w": jnp.zeros(3)}, {"m": jnp.zeros(3)}, jnp.int32(-1)), spec
+            )
+    assert processes.saved_steps(tmp_path) == [1, 2]
+    assert questions == []
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
@@ -174,6 +191,12 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
         assert not [line for index in (0, 1) for line in job.lines(index) if "Traceback" in line]
     kept = processes.saved_steps(workdir)[-1]
     assert kept == len(processes.losses(workdir))
+    with Job(*given, processes=2) as job:
+        job.until("compiled in")
+        job.signal(signal.SIGTERM, 1)
+        assert job.wait(120) == [143, 143], "a resumed run is stopped before its first step too"
+    before, kept = kept, processes.saved_steps(workdir)[-1]
+    assert before < kept == len(processes.losses(workdir)) < before + 8
     for killed in (1, 0):
         at = kept + 20
         with Job(*given, processes=2) as job:
@@ -191,6 +214,10 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
         assert kept >= at - 8, "nothing but the steps since the last save, or the one under way, is lost"
     processes.finish(*given, processes=2)
     assert_same(workdir, whole(steps, 2))
+    with Job(*given, "--mode=eval", processes=2) as job:
+        job.until(lambda: "Gloo" in job.stdout(1))
+        job.signal(signal.SIGTERM, 1)
+        assert job.processes[1].wait(10) == -signal.SIGTERM, "an evaluation has nothing to save"
 
 
 # --- damaged ----------------------------------------------------------------------------------------------------------
