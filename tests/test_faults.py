@@ -192,7 +192,7 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     kept = processes.saved_steps(workdir)[-1]
     assert kept == len(processes.losses(workdir))
     with Job(*given, processes=2) as job:
-        job.until("compiled in")
+        job.until(f"resuming {workdir} at step {kept} ")
         job.signal(signal.SIGTERM, 1)
         assert job.wait(120) == [143, 143], "a resumed run is stopped before its first step too"
     before, kept = kept, processes.saved_steps(workdir)[-1]
