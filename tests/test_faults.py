@@ -182,7 +182,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
 
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
-    workdir, steps = tmp_path / "run", 300
+    workdir, steps = tmp_path / "run", 200
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
         job.until(f"step 6/{steps}")
