@@ -126,7 +126,6 @@ ROWS = {
     "voc_plain_seed1": voc(*VOC, "--config.seed=1"),
     "voc_plain_seed2": voc(*VOC, "--config.seed=2"),
     "voc_scaled_seed1": voc(*VOC, "--config.model.at_once=True", "--config.seed=1"),
-    "voc_caffe_seed1": voc(*VOC, "--config.model.geometry=caffe", "--config.seed=1"),
 }
 
 

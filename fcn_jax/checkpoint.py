@@ -66,7 +66,12 @@ class Checkpoints:
             [LatestN(2), BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)]
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy, best_fn=_metric, best_mode="max", create=not read_only, read_only=read_only
+            preservation_policy=policy,
+            best_fn=_metric,
+            best_mode="max",
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,  # what a kill inside of a save has left
         )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),

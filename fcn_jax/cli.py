@@ -71,6 +71,8 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         try:
             main(argv)
         except KeyboardInterrupt:
+            if jax.distributed.is_initialized():
+                os._exit(130)  # JAX would wait for the other processes, which wait for this one
             sys.exit(130)  # as shells count Ctrl-C
         except Stopped as error:
             sys.exit(error.code)

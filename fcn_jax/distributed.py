@@ -98,6 +98,11 @@ def total(number: int) -> int:
     return int(multihost_utils.process_allgather(np.array([number])).sum())
 
 
+def of_main(number: int) -> int:
+    """The number that the first process has."""
+    return total(number if is_main() else 0)
+
+
 @contextlib.contextmanager
 def together(workdir: pathlib.Path) -> Iterator[None]:
     """While it is open, the end of another process of the run ends this one too, with a line that names it.
@@ -119,8 +124,12 @@ def together(workdir: pathlib.Path) -> Iterator[None]:
         finished.set()
         wait_for_all("stopped")
         raise
+    except KeyboardInterrupt:
+        finished.set()
+        raise
     except Exception:  # by what was under way, a process that is missing is an error of JAX, of Orbax or of Python
         time.sleep(_NAMING)  # for the watch to name it
+        finished.set()  # it is this one's own error, and others that have the same are soon gone
         raise
     finished.set()
     wait_for_all("finished")

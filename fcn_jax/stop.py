@@ -26,13 +26,13 @@ class Stopped(BaseException):
 class Stop:
     """While it is open, the first signal asks for a stop; a second one is as usual, and ends the process at once.
 
-    With several processes SIGTERM belongs to JAX, which tells all of them of it and agrees on a step; Ctrl-C is handed
-    on to it.
+    In a run that has joined a job SIGTERM belongs to JAX, which tells all processes of it and agrees on a step; Ctrl-C
+    is handed on to it.
     """
 
     def __init__(self) -> None:
         self._signal = 0
-        self._together = jax.process_count() > 1
+        self._together = jax.distributed.is_initialized()
         self._usual: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":

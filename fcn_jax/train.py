@@ -114,7 +114,7 @@ def _train_in(
         checkpoint.set_damaged_aside(workdir)
         (workdir / "checkpoints").mkdir(exist_ok=True)  # else Orbax' processes race for it
     distributed.wait_for_all("checkpoints read")
-    step = max(checkpoint.saved_steps(workdir), default=0)
+    step = distributed.of_main(max(checkpoint.saved_steps(workdir), default=0))
     writer = None
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
@@ -123,6 +123,8 @@ def _train_in(
             writer = stack.enter_context(tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1))
         checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
         stack.enter_context(distributed.together(workdir))
+        if not distributed.all_of((checkpoints.latest_step() or 0) == step):
+            raise ValueError(f"not every host sees the checkpoint of step {step} in {workdir}: start again in a minute")
         _run_stages(Run(config, workdir, mesh, train_split, eval_split, checkpoints, writer), step)
 
 
@@ -225,6 +227,8 @@ def _loop(
         if last:
             break
     run.checkpoints.wait()
+    if step < end and stop.asked():  # while the last step of the stage was evaluated and saved
+        raise stop.stopped()
     return state
 
 

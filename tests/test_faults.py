@@ -103,13 +103,18 @@ def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path
     assert_same(tmp_path / "run", whole())
 
 
-def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path):
-    """While the step is compiled there is nothing to save; at most the first step was quicker than the signal."""
-    with Job(*arguments(tmp_path / "run", data_dir)) as job:
+@pytest.mark.parametrize("joined", [False, True])
+def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path, joined):
+    """While the step is compiled there is nothing to save; at most the first step was quicker than the signal.
+
+    Once a job is joined, even of one process, the signal is JAX's, and the first step is awaited.
+    """
+    job_of_one = ("--coordinator=127.0.0.1:" + str(processes.free_port()), "--processes=1", "--process=0")
+    with Job(*arguments(tmp_path / "run", data_dir), *(job_of_one if joined else ())) as job:
         job.until(lambda: (tmp_path / "run" / "config.json").exists())
         job.signal(signal.SIGTERM)
         assert job.wait() == [143]
-    assert processes.saved_steps(tmp_path / "run") in ([], [1])
+    assert processes.saved_steps(tmp_path / "run") in ([[1]] if joined else [[], [1]])
     processes.finish(*arguments(tmp_path / "run", data_dir))
     assert_same(tmp_path / "run", whole())
 
@@ -279,6 +284,16 @@ def test_a_deleted_newest_checkpoint(halfway, whole, data_dir, tmp_path):
     source, older, newest = halfway
     workdir = processes.copy(source, tmp_path / "run", without=[newest])
     assert f"resuming {workdir} at step {older} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
+    assert_same(workdir, whole())
+
+
+def test_what_a_kill_inside_of_a_save_has_left_is_deleted(halfway, whole, data_dir, tmp_path):
+    """Also of a step that is not saved again, such as one that a stop asked for."""
+    workdir = processes.copy(halfway[0], tmp_path / "run")
+    left = workdir / "checkpoints" / f"{halfway[2] + 1}.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / str(halfway[2]), left)
+    processes.finish(*arguments(workdir, data_dir))
+    assert not left.exists()
     assert_same(workdir, whole())
 
 

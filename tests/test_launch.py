@@ -545,7 +545,7 @@ def test_local_after_a_crash(tmp_path):
 def test_local_ends_what_hangs_after_a_failure(tmp_path, hang, end):
     code = f"sys.exit(7) if process else {hang}"
     start = time.monotonic()
-    process = local(tmp_path, 2, code, "--grace=0.6")
+    process = local(tmp_path, 2, code, "--grace=3")
     assert time.monotonic() - start < 20
     assert process.returncode == 7
     assert process.stderr == f"local.py: process 1 ended with exit code 7; after it process 0 with {end}\n"

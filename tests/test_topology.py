@@ -431,6 +431,24 @@ def test_a_stop_at_any_step_changes_no_bit(never_stopped, data_dir, tmp_path, mo
     processes.assert_identical(processes.state(tmp_path, 8), processes.state(never_stopped, 8))
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_stop_while_the_end_of_a_stage_is_evaluated(never_stopped, data_dir, tmp_path, monkeypatch):
+    """The next stage is not begun."""
+    whole = train._evaluate
+
+    def stopping(*given, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*given, **more)
+
+    monkeypatch.setattr(train, "_evaluate", stopping)
+    with pytest.raises(Stopped):
+        train.train_and_evaluate(small_config(data_dir), tmp_path)
+    assert processes.saved_steps(tmp_path)[-1] == len(processes.losses(tmp_path)) == 4
+    monkeypatch.undo()
+    train.train_and_evaluate(small_config(data_dir), tmp_path)
+    processes.assert_identical(processes.state(tmp_path, 8), processes.state(never_stopped, 8))
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 

@@ -135,6 +135,18 @@ def test_resuming_gives_the_run_that_was_never_stopped(finished, data_dir, tmp_p
     jax.tree.map(np.testing.assert_array_equal, params_at(tmp_path), params_at(finished))
 
 
+def test_hosts_that_see_different_checkpoints_do_not_go_on(data_dir, tmp_path, monkeypatch):
+    """As where network storage shows one of them a listing of some seconds ago."""
+    c = tiny_config(data_dir, **{"log.checkpoint_every": 1, "eval.every": 0})
+    stopping(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(c, tmp_path)
+    monkeypatch.setattr(train.distributed, "of_main", lambda step: step + 1)
+    message = re.escape(f"not every host sees the checkpoint of step 3 in {tmp_path}: start again in a minute")
+    with pytest.raises(ValueError, match=message):
+        train.train_and_evaluate(c, tmp_path)
+
+
 def test_the_mean_losses_of_a_run_that_was_stopped(finished, data_dir, tmp_path, monkeypatch):
     """Every loss is in the mean of one row, whether the run is stopped after a checkpoint or not."""
     c = tiny_config(data_dir, **{"log.every": 4, "log.checkpoint_every": 3, "eval.every": 0})
