@@ -126,6 +126,7 @@ ROWS = {
     "voc_plain_seed1": voc(*VOC, "--config.seed=1"),
     "voc_plain_seed2": voc(*VOC, "--config.seed=2"),
     "voc_scaled_seed1": voc(*VOC, "--config.model.at_once=True", "--config.seed=1"),
+    "voc_scaled_seed2": voc(*VOC, "--config.model.at_once=True", "--config.seed=2"),
 }
 
 
