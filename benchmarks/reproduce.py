@@ -57,12 +57,14 @@ class Row:
 VAL, TEST = (("val", (1.0,), False), ("test", (1.0,), False))
 CAMVID_EVALUATIONS = (("val", (1.5,), False), ("test", (1.5,), False), ("test", (1.25, 1.75), True))
 # What matters on VOC: the recipe of voc_laptop in a quarter of the steps, each time with one thing changed.
+# Seeds 0 to 2 of voc_plain and of voc_scaled differ from seed 0 by up to 4.0 points of mean IU, 7.3 of mean accuracy
+# and 19 % in an eighth of the curve.
 VOC = ("--config=configs/voc_laptop.py", "--config.steps=(400,)", "--config.data.eval_split=val[:5%]")
 
 
 def voc(*train):
     """A run on PASCAL VOC and its evaluation."""
-    return Row(train, (VAL,), points=2.0, curve=0.15, data=str(VOC_FOLDER))
+    return Row(train, (VAL,), points=8.0, curve=0.25, data=str(VOC_FOLDER))
 
 
 ROWS = {
