@@ -1,12 +1,14 @@
 """Checkpoints by Orbax. A run keeps the latest two, to go on from one if the other is damaged, and the best by mean IU.
 
-Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics}; `params` is the average where optim.ema
-asks for one. A directory with `params` and `model/model.json` alone is a parameters-only checkpoint: converted weights.
+Layout: <workdir>/checkpoints/<step>/{params, train, model/model.json, metrics, SHA256SUMS}; `params` is the average
+where optim.ema asks for one. Without `train` it is a parameters-only checkpoint: converted weights. Earlier versions
+wrote no SHA256SUMS.
 """
 
 import contextlib
+import glob
 import json
-import logging
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -14,24 +16,43 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
 from absl import logging as absl_logging
+from etils.epath.gpath import PosixGPath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.path import atomicity
 
+from fcn_jax import digests
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.models import spec as model_spec
 from fcn_jax.sharding import make_mesh, replicated
 from fcn_jax.train_state import TrainState
 
-log = logging.getLogger(__name__)
-
 MODEL_JSON = "model/model.json"
 METRIC = "mean_iou"
 _PIECE = 32 * 2**20  # bytes
+_PLAIN = {"scales": [1.0], "flip": False}  # how images were scored before the checkpoints said so
 
 
-def _metric(metrics: dict[str, float]) -> float:
-    return metrics[METRIC]
+class _Literal(PosixGPath):
+    """A folder as Orbax takes it, with what is special to globs in its name: Orbax looks for its files by globs."""
+
+    def glob(self, pattern: str) -> Iterator["_Literal"]:
+        return PosixGPath(glob.escape(os.fspath(self))).glob(pattern)
+
+
+class _Sealed(atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint that is being written: it gets the digests of its files with its name."""
+
+    async def finalize(self) -> None:
+        if atomicity.TMP_DIR_SUFFIX in self.get_final().parent.name:  # one item of a checkpoint
+            await super().finalize()
+            return
+        # Before the name, since it takes a second a gigabyte; only two small files change with the name.
+        found = digests.of_files(pathlib.Path(self.get()))
+        await super().finalize()
+        folder = pathlib.Path(self.get_final())
+        names = [path.name for path in folder.iterdir() if path.is_file()]
+        digests.write(folder, found | digests.of_files(folder, names))
 
 
 @contextlib.contextmanager
@@ -59,19 +80,23 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one run; saving is asynchronous; leaving the context waits for it."""
 
-    def __init__(self, workdir: str | pathlib.Path, *, read_only: bool = False):
-        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    def __init__(self, workdir: str | pathlib.Path, scoring: dict[str, Any] | None = None):
+        """Opens or creates them; scores that were had otherwise than by `scoring` {scales, flip} are not compared."""
+        self._workdir = workdir_lib.local(workdir)
+        self.directory = self._workdir / "checkpoints"
+
+        def rank(metrics: dict[str, Any]) -> float:
+            return metrics[METRIC] if _scoring(metrics) == (scoring or _PLAIN) else -2.0
+
         # Orbax's own best_fn with max_to_keep would delete the latest step, which resuming needs.
         policy = AnyPreservationPolicy(
-            [LatestN(2), BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)]
+            [LatestN(2), BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)]
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policy,
-            best_fn=_metric,
-            best_mode="max",
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,  # what a kill inside of a save has left
+            best_fn=rank,
+            cleanup_tmp_directories=True,  # what a kill inside of a save has left
+            temporary_path_class=_Sealed,
         )
         handlers = {
             "params": ocp.StandardCheckpointHandler(),
@@ -79,19 +104,18 @@ class Checkpoints:
             "model": ocp.JsonCheckpointHandler(filename="model.json"),
         }
         with _quiet():
-            self._manager = _Manager(self.directory, options=options, item_handlers=handlers)
+            self._manager = _Manager(_Literal(self.directory), options=options, item_handlers=handlers)
 
     def latest_step(self) -> int | None:
         """The newest step saved, None without any."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The step with the highest mean IU; without any evaluated one, the latest."""
-        step = self._manager.best_step()
-        return self.latest_step() if step is None else step
+        """As the function of this name."""
+        return best_step(self._workdir)
 
-    def save(self, state: TrainState, spec: model_spec.ModelSpec, metrics: dict[str, float] | None = None) -> None:
-        """Starts to save a state; `metrics` of an evaluation of it make it a candidate for the best.
+    def save(self, state: TrainState, spec: model_spec.ModelSpec, metrics: dict[str, Any] | None = None) -> None:
+        """Starts to save a state; `metrics` of an evaluation, with their scoring, make it a candidate for the best.
 
         Raises:
           OSError: the disk has no room for it (found before anything is written).
@@ -145,57 +169,40 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return rest if state.average is None else {**rest, "params": state.params}
 
 
-def set_damaged_aside(workdir: pathlib.Path) -> None:
-    """Moves checkpoints that cannot be read to workdir/damaged, and says so; arrays are read until some are whole."""
-    workdir = workdir.absolute()
-    whole, moved = 0, False
-    for step in reversed(saved_steps(workdir)):
-        directory = workdir / "checkpoints" / str(step)
-        reason = _damage(directory, arrays=not whole)
-        if not reason:
-            whole = whole or step
-            continue
-        (workdir / "damaged").mkdir(exist_ok=True)
-        aside, number = workdir / "damaged" / str(step), 1
-        while aside.exists():
-            number += 1
-            aside = workdir / "damaged" / f"{step}-{number}"
-        directory.rename(aside)
-        moved = True
-        log.warning("the checkpoint of step %d is damaged (%s): moved to %s", step, reason, aside)
-    if moved:
-        log.warning("going on from %s", f"step {whole}" if whole else "the start")
+def _scoring(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {key: metrics.get(key, plain) for key, plain in _PLAIN.items()}
 
 
-def _damage(directory: pathlib.Path, *, arrays: bool) -> str:
-    """Why a checkpoint cannot be read, empty if it can.
-
-    Reads one after the other what Orbax would read all at once: where that fails, the threads that are still at it
-    print a traceback each.
-    """
-    try:
-        model_spec.read(directory / MODEL_JSON)
-        for path in (*directory.glob("metrics/metrics"), *directory.glob("*/array_metadatas/*")):
-            json.loads(path.read_text())
-        for item in ("params", "train") if arrays else ():
-            saved = json.loads((directory / item / "_METADATA").read_text())
-            driver = "zarr3" if saved["use_zarr3"] else "zarr"
-            folder = {"driver": "file", "path": f"{directory / item}/"}
-            for leaf in saved["tree_metadata"].values():
-                if leaf["value_metadata"]["value_type"] == "None":
-                    continue
-                name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
-                store = {"driver": "ocdbt", "base": folder, "path": name}
-                tensorstore.open({"driver": driver, "kvstore": store}, read=True).result().read().result()
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
-        lines = str(error).splitlines() or [type(error).__name__]
-        return lines[0][:100]
-    return ""
-
-
-def saved_steps(workdir: pathlib.Path) -> list[int]:
+def saved_steps(workdir: str | pathlib.Path) -> list[int]:
     """The steps saved in a run's workdir, in order; creates nothing. Not by Orbax, which waits for other processes."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    return sorted(int(path.parent.parent.name) for path in _models(workdir))
+
+
+def _models(workdir: str | pathlib.Path) -> Iterator[pathlib.Path]:
+    """The model.json of each step; other folders are none of ours."""
+    for path in (pathlib.Path(workdir) / "checkpoints").glob(f"*/{MODEL_JSON}"):
+        name = path.parent.parent.name
+        if name.isdecimal() and name == str(int(name)):
+            yield path
+
+
+def best_step(workdir: str | pathlib.Path) -> int | None:
+    """The step with the highest mean IU of those scored as the newest one is; without any scored one, the latest."""
+    steps = saved_steps(workdir)
+    found = {step: pathlib.Path(workdir) / "checkpoints" / str(step) / "metrics" / "metrics" for step in steps}
+    scored = {step: _read_metrics(path) for step, path in found.items() if path.is_file()}
+    if not scored:
+        return steps[-1] if steps else None
+    wanted = _scoring(scored[max(scored)])
+    return max((metrics[METRIC], step) for step, metrics in scored.items() if _scoring(metrics) == wanted)[1]
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text())
+        return {**metrics, METRIC: float(metrics[METRIC])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): take the latest step instead of the best") from None
 
 
 def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
@@ -207,15 +214,14 @@ def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      ValueError: a path that workdir.local refuses.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = workdir_lib.local(path)
     if (path / MODEL_JSON).is_file():
         return path
-    if (path / "checkpoints").is_dir():
-        with Checkpoints(path, read_only=True) as checkpoints:
-            step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-        if step is not None:
-            return path / "checkpoints" / str(step)
+    step = best_step(path) if which == "best" else max(saved_steps(path), default=None)
+    if step is not None:
+        return path / "checkpoints" / str(step)
     raise FileNotFoundError(
         f"no checkpoint in {str(path)!r}: give the workdir of a run, a step in its checkpoints/, or converted weights"
     )
@@ -225,18 +231,25 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
     """Parameters and spec of a directory that `find` returned, placed by `sharding`.
 
     By default on the default device; with several processes, which all have to call this, whole on every device.
+
+    Raises:
+      ValueError: a file of it is not what was written, or model.json is not one that this version reads.
     """
+    if (directory / digests.NAME).exists():
+        reason = digests.damage(directory, skip=["train"])
+        if reason:
+            raise ValueError(f"the checkpoint {directory} is damaged ({reason}): take another step or a copy of it")
     spec = model_spec.read(directory / MODEL_JSON)
     alone = jax.process_count() == 1
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if alone else replicated(make_mesh())
     target = with_sharding(spec.abstract_params(), sharding or default)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(directory / "params", target), spec
+    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(_Literal(directory / "params"), target), spec
 
 
 def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.ModelSpec) -> None:
     """Writes a parameters-only checkpoint to a directory that does not exist yet; OSError if there is no room."""
-    directory = pathlib.Path(directory).absolute()
+    directory = workdir_lib.local(directory)
     workdir_lib.check_room(directory.parent, _bytes(params), "the parameters")
     # In pieces, and without the copy of NumPy arrays that guards an asynchronous save: half the memory.
     handlers = ocp.type_handlers
@@ -250,8 +263,8 @@ def save_params(directory: str | pathlib.Path, params: Any, spec: model_spec.Mod
         params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
         model=ocp.JsonCheckpointHandler(filename="model.json"),
     )
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory, args=items)
+    with ocp.Checkpointer(handler, temporary_path_class=_Sealed) as checkpointer:
+        checkpointer.save(_Literal(directory), args=items)
 
 
 def with_sharding(tree: Any, sharding: Any) -> Any:

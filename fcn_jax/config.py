@@ -11,8 +11,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
-# What may differ when a run is resumed: nothing that its parameters depend on.
+# What may differ when a run is resumed: nothing that its parameters depend on. Its stages may be extended, too.
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
+_STAGES = ("network", "steps", "learning_rate")
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.backbone": ("vgg16",),
@@ -94,6 +95,7 @@ def default() -> ConfigDict:
     c.data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
     c.data.replacement = False  # sample with replacement, as the paper does
     c.data.corrupt = "raise"  # at an image or label that cannot be decoded; skip: go on without it, named and counted
+    c.data.overlap = False  # training and evaluation may share images: to overfit a few on purpose
     c.data.num_threads = 2  # that read and augment
 
     c.optim = ConfigDict()
@@ -162,6 +164,17 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def _extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the stages of `new` are those of `old`, except for more steps of its last one and for further stages."""
+    try:
+        columns = ((words(c["network"]), c["steps"], c["learning_rate"]) for c in (old, new))
+        before, after = (list(zip(*column, strict=True)) for column in columns)
+        same, (network, steps, rate) = len(before) - 1, before[-1]
+        return after[:same] == before[:same] and after[same][::2] == (network, rate) and after[same][1] >= steps
+    except (AttributeError, IndexError, TypeError, ValueError):  # fewer stages, or values that no config has
+        return False
+
+
 def stages(config: ConfigDict) -> list[Stage]:
     """The stages of a run in order, by global step."""
     result, start = [], 0
@@ -226,10 +239,11 @@ def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
     # A key that is newer than the run had its default.
     before = {**flatten(json.loads(to_json(default()))), **flatten(old)}
     after = flatten(json.loads(to_json(config)))
+    may_change = (*MAY_CHANGE, *(_STAGES if _extends(before, after) else ()))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{may}.") for may in MAY_CHANGE)
+        if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{may}.") for may in may_change)
     ]
 
 

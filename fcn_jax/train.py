@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from fcn_jax import (
     checkpoint,
+    damage,
     distributed,
     evaluate,
     metrics,
@@ -75,24 +76,30 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Runs every stage of `config` in `workdir`, from where an earlier start of the same command stopped.
 
     Raises:
-      ValueError: a value of the config, or a workdir that belongs to another config, network or running process.
+      ValueError: a value of the config; a workdir that belongs to another config, network or running process, that
+        workdir.local refuses, or whose checkpoints can none of them be read.
       FloatingPointError: a loss that is not finite; names its step and images.
       Stopped: by Ctrl-C or SIGTERM; what was done is saved.
     """
     config_lib.validate(config)
+    workdir_lib.local(workdir)
     mesh = sharding.make_mesh()
     sharding.check_divisible("data.batch_size", config.data.batch_size, mesh.size)
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
     if _is_finished(config, workdir):
         end = config_lib.stages(config)[-1].end
         log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, end, end)
+        log.info("More config.steps extend it, at the learning rates of the longer run from there on.")
         return
     data = config.data
     train_split, eval_split = (
         datasets.open_split(data.name, split, raw_dir=data.raw_dir, data_dir=data.data_dir, corrupt=data.corrupt)
         for split in (data.train_split, data.eval_split)
     )
-    datasets.check_disjoint(train_split, eval_split)
+    if config.data.overlap:
+        log.warning("data.overlap: images may be in both splits, so that the scores do not show what was learned")
+    else:
+        datasets.check_disjoint(train_split, eval_split)
     with workdir_lib.claimed(workdir, jax.process_index()):
         distributed.check_shared(workdir)
         _train_in(config, workdir, mesh, train_split, eval_split)
@@ -110,18 +117,21 @@ def _train_in(
     config: ConfigDict, workdir: pathlib.Path, mesh: Mesh, train_split: datasets.Split, eval_split: datasets.Split
 ) -> None:
     """The run in a workdir that is its own, from the newest checkpoint that can be read."""
+    lost = ""
     if distributed.is_main():
-        checkpoint.set_damaged_aside(workdir)
+        lost = damage.set_aside(workdir)
         (workdir / "checkpoints").mkdir(exist_ok=True)  # else Orbax' processes race for it
-    distributed.wait_for_all("checkpoints read")
+    if not distributed.all_of(not lost):
+        raise ValueError(lost or f"none of the checkpoints in {workdir} can be read")
     step = distributed.of_main(max(checkpoint.saved_steps(workdir), default=0))
     writer = None
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
+            _tell_of_extension(config, workdir, step)
             workdir_lib.write(workdir / "config.json", config_lib.to_json(config))
             _forget_curves_after(workdir, step)
             writer = stack.enter_context(tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1))
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir))
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, evaluate.scoring(config)))
         stack.enter_context(distributed.together(workdir))
         if not distributed.all_of((checkpoints.latest_step() or 0) == step):
             raise ValueError(f"not every host sees the checkpoint of step {step} in {workdir}: start again in a minute")
@@ -242,7 +252,7 @@ def _tell_corrupt(batch: dict[str, np.ndarray], known: set[str]) -> None:
 
 def _evaluate(
     run: Run, state: train_state.TrainState, eval_step: Callable[..., Any], *, show_table: bool
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluates on the eval split, writes results, curves and pictures; the scores that go with the checkpoint."""
     results, panels = evaluate.evaluate(
         eval_step,
@@ -269,7 +279,8 @@ def _evaluate(
     if show_table:
         log.info("%s", metrics.table(results))
     # A split without labels has no mean IU; it must not win.
-    return {**scores, checkpoint.METRIC: float(np.nan_to_num(scores["mean_iou"], nan=-1.0))}
+    mean_iou = float(np.nan_to_num(scores["mean_iou"], nan=-1.0))
+    return {**scores, checkpoint.METRIC: mean_iou, **evaluate.scoring(run.config)}
 
 
 def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
@@ -403,6 +414,16 @@ def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
         raise ValueError(
             f"use another --workdir, or delete {workdir}, which holds a run with another config: {'; '.join(changes)}"
         )
+
+
+def _tell_of_extension(config: ConfigDict, workdir: pathlib.Path, step: int) -> None:
+    """Says what becomes of the schedule of a run whose steps were raised; config.json is that of the last start."""
+    path = workdir / "config.json"
+    if step and path.exists():
+        before, now = sum(json.loads(path.read_text())["steps"]), sum(config.steps)
+        if before != now:
+            rule = f"from step {step + 1} on the learning rate is that of a run of {now} steps"
+            log.info("extended from %d to %d steps: %s", before, now, rule)
 
 
 def _forget_curves_after(workdir: pathlib.Path, step: int) -> None:

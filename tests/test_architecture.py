@@ -27,7 +27,9 @@ ALLOWED = {
     "export": {"checkpoint", "export", "models"},
     "multiscale": set(),
     "train_state": {"losses", "metrics", "multiscale"},
-    "checkpoint": {"models", "sharding", "train_state", "workdir"},
+    "digests": set(),
+    "checkpoint": {"digests", "models", "sharding", "train_state", "workdir"},
+    "damage": {"checkpoint", "digests", "models"},
     "predictor": {"checkpoint", "models", "multiscale"},
 }
 

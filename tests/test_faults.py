@@ -23,6 +23,7 @@ from processes import Job
 from test_commands import needs_namespaces
 
 from fcn_jax import checkpoint, optim, train_state
+from fcn_jax.damage import set_aside
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.stop import Stop
 
@@ -309,25 +310,29 @@ def test_half_a_line_of_the_curves(halfway, whole, data_dir, tmp_path):
 
 def test_the_newest_damaged_twice(halfway, tmp_path):
     """What was set aside first is not overwritten."""
-    source, older, newest = halfway
+    source, _, newest = halfway
     for k in range(2):
-        workdir = processes.copy(source, tmp_path / f"run{k}", without=[older])
+        workdir = processes.copy(source, tmp_path / f"run{k}")
         (workdir / "checkpoints" / str(newest) / "model" / "model.json").unlink()
         if k:
             shutil.copytree(tmp_path / "run0" / "damaged", workdir / "damaged")
-        checkpoint.set_damaged_aside(workdir)
+        set_aside(workdir)
     assert sorted(path.name for path in (tmp_path / "run1" / "damaged").iterdir()) == [f"{newest}", f"{newest}-2"]
 
 
-def test_all_checkpoints_damaged(halfway, whole, data_dir, tmp_path):
+def test_all_checkpoints_damaged(halfway, data_dir, tmp_path):
+    """Nothing is trained anew unasked; every process says why."""
     source, older, newest = halfway
     workdir = processes.copy(source, tmp_path / "run")
     for step in (older, newest):
         empty(largest(workdir / "checkpoints" / str(step) / "params"))
-    stderr = processes.finish(*arguments(workdir, data_dir), processes=2)
-    assert "going on from the start\n" in stderr
-    assert sorted(path.name for path in (workdir / "damaged").iterdir()) == sorted([str(older), str(newest)])
-    assert_same(workdir, whole(STEPS, 2))
+    with Job(*arguments(workdir, data_dir), processes=2) as job:
+        assert job.wait() == [1, 1]
+        assert re.search(
+            rf"none of the 2 checkpoints in .* can be read \(step {newest}: params/.*\): put", job.stderr()
+        )
+        assert f"ValueError: none of the checkpoints in {workdir} can be read" in job.stderr(1)
+    assert processes.saved_steps(workdir) == [older, newest]
 
 
 def restored(workdir, step):
@@ -352,8 +357,7 @@ def test_no_damage_to_any_file_goes_unseen(halfway, tmp_path, damage):
             continue
         workdir = processes.copy(source, tmp_path / "run", without=[older])
         damage(workdir / path.relative_to(source))
-        checkpoint.set_damaged_aside(workdir)
-        if processes.saved_steps(workdir):
+        if not set_aside(workdir):
             unseen += 1
             for found, value in zip(restored(workdir, newest), expected, strict=True):
                 np.testing.assert_array_equal(found, value, err_msg=str(path))

@@ -14,6 +14,7 @@ import fcn_jax
 from fcn_jax import checkpoint, evaluate, sharding, train
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
+from fcn_jax.models import spec as model_spec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -98,13 +99,11 @@ def test_every_labelled_pixel_is_counted_once(finished, data_dir):
 
 
 def test_the_latest_two_and_the_best_are_kept_each_with_its_network(finished):
-    checkpoints = checkpoint.Checkpoints(finished, read_only=True)
     by_iou = {row["step"]: row["eval/mean_iou"] for row in curves(finished) if "eval/mean_iou" in row}
-    assert checkpoints.latest_step() == 8
-    assert by_iou[checkpoints.best_step()] == max(by_iou.values())
-    steps = {int(p.name) for p in (finished / "checkpoints").iterdir() if p.name.isdigit()}
-    assert steps == {7, 8, checkpoints.best_step()}
-    assert checkpoints.spec(8).network == "fcn8s"
+    best = checkpoint.best_step(finished)
+    assert by_iou[best] == max(by_iou.values())
+    assert set(checkpoint.saved_steps(finished)) == {7, 8, best}
+    assert model_spec.read(finished / "checkpoints" / "8" / checkpoint.MODEL_JSON).network == "fcn8s"
     assert set(params_at(finished)) >= {"conv1_1", "fc7", "score_pool3", "upscore8"}
     assert "upscore" not in params_at(finished)
 
@@ -133,6 +132,48 @@ def test_resuming_gives_the_run_that_was_never_stopped(finished, data_dir, tmp_p
     assert [row["step"] for row in curves(tmp_path) if "loss" in row] == list(range(1, 9))
     assert losses(tmp_path) == losses(finished)
     jax.tree.map(np.testing.assert_array_equal, params_at(tmp_path), params_at(finished))
+
+
+def test_a_finished_run_is_extended(data_dir, tmp_path, monkeypatch, caplog):
+    """At a constant rate it is the longer run, bit for bit; a further stage begins where the others have ended."""
+    longer = {"eval.every": 0, "optim.schedule": "constant", "network": "fcn32s", "learning_rate": (1e-3,)}
+    monkeypatch.chdir(tmp_path)  # and below a path that globs and `..` would be misread in
+    short, whole = pathlib.Path("x/../lr[0.1] *?"), tmp_path / "whole"
+    (tmp_path / "x").mkdir()
+    train.train_and_evaluate(tiny_config(data_dir, steps=(2,), **longer), short)
+    with caplog.at_level(logging.INFO, "fcn_jax"):
+        train.train_and_evaluate(tiny_config(data_dir, steps=(4,), **longer), short)
+    assert "extended from 2 to 4 steps: from step 3 on the learning rate is that of a run of 4 steps" in caplog.text
+    train.train_and_evaluate(tiny_config(data_dir, steps=(4,), **longer), whole)
+    assert losses(short) == losses(whole)
+    jax.tree.map(np.testing.assert_array_equal, params_at(short), params_at(whole))
+    two = {**longer, "network": "fcn32s,fcn16s", "learning_rate": (1e-3, 1e-4)}
+    train.train_and_evaluate(tiny_config(data_dir, steps=(4, 1), **two), short)
+    assert sorted(losses(short)) == [1, 2, 3, 4, 5]
+    assert "upscore16" in params_at(short)
+    for steps, changes in [((3,), longer), ((3, 2), two), ((4, 1), {**two, "network": "fcn16s,fcn16s"})]:
+        with pytest.raises(ValueError, match=r"which holds a run with another config: .*(steps|network): "):
+            train.train_and_evaluate(tiny_config(data_dir, steps=steps, **changes), short)
+    assert {path.name for path in tmp_path.iterdir()} == {"x", "lr[0.1] *?", "whole"}
+
+
+def test_images_are_overfitted_only_on_purpose(data_dir, tmp_path, caplog):
+    c = tiny_config(data_dir, network="fcn32s", steps=(1,), learning_rate=(1e-3,), **{"data.eval_split": "tiny[:1]"})
+    with pytest.raises(ValueError, match=r"1 images are in both .*tiny\[:6\] and .*: choose another split, or"):
+        train.train_and_evaluate(c, tmp_path)
+    c.data.overlap = True
+    train.train_and_evaluate(c, tmp_path)
+    assert "data.overlap: images may be in both splits" in caplog.text
+
+
+def test_a_run_without_a_checkpoint_that_can_be_read_does_not_start_over(data_dir, tmp_path):
+    c = tiny_config(data_dir, network="fcn32s", steps=(2,), learning_rate=(1e-3,))
+    train.train_and_evaluate(c, tmp_path)
+    for path in (tmp_path / "checkpoints").glob("*/model/model.json"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"none of the 2 checkpoints in .* can be read .*: put a copy back, or delete"):
+        train.train_and_evaluate(c, tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_hosts_that_see_different_checkpoints_do_not_go_on(data_dir, tmp_path, monkeypatch):
@@ -299,7 +340,7 @@ def test_a_non_finite_loss_names_step_and_images_and_saves_nothing_of_it(data_di
     crops = pipeline.Augmentation((64, 64), crop=True)
     dataset = pipeline.train_dataset(split, crops, seed=0, batch_size=4, accumulate=2)
     assert ids.split(", ") == dataset[int(step) - 1]["id"].ravel().tolist()
-    assert checkpoint.Checkpoints(tmp_path, read_only=True).latest_step() is None
+    assert checkpoint.saved_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize("key", ["data.batch_size", "eval.batch_size"])

@@ -107,7 +107,7 @@ def check_disjoint(train: Split, evaluation: Split) -> None:
     if shared:
         raise ValueError(
             f"{len(shared)} images are in both {train.name}/{train.split} and {evaluation.name}/{evaluation.split},"
-            f" first {shared[0]!r}: choose another split"
+            f" first {shared[0]!r}: choose another split, or set config.data.overlap"
         )
 
 
