@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging as absl_logging
 
 from fcn_jax import download
-from fcn_jax.data import downloads
+from fcn_jax.data import downloads, images
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +210,7 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
     # Bytes as they are: the pipeline decodes, and only the images that it draws.
     decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
     metadata = builder.info.metadata
+    _check_labels(f"{name}/{split.partition('[')[0]}", builder_class.CLASS_NAMES, metadata)
     return Split(
         name=name,
         split=split,
@@ -221,6 +222,33 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
         pixel_counts=np.asarray(metadata["pixel_counts"][begin:end], np.int64),
         corrupt=list(metadata.get("corrupt", [])),
     )
+
+
+def _check_labels(name: str, class_names: Sequence[str], metadata: dict[str, Any]) -> None:
+    """Looks at the labels of a whole split: warns of classes that it lacks.
+
+    Raises:
+      ValueError: nothing is labelled, or nothing but one class beside void.
+    """
+    pixels = np.asarray(metadata["pixel_counts"], np.int64).sum(0)
+    void = int(np.asarray(metadata["sizes"], np.int64).prod(1).sum() - pixels.sum())
+    number, first = len(metadata["ids"]), metadata["ids"][0]
+    present = [class_name for class_name, count in zip(class_names, pixels, strict=True) if count]
+    if not present:
+        raise ValueError(
+            f"no pixel of {name} is labelled: all {void} of its {number} labels are {images.VOID} (void), first"
+            f" {first!r}: write class ids, 0 to {len(class_names) - 1}"
+        )
+    if len(present) == 1 and void and len(class_names) > 1:
+        raise ValueError(
+            f"the {number} labels of {name} have nothing but {present[0]!r} ({pixels.sum()} pixels) and"
+            f" {images.VOID} ({void} pixels), which is void and left out, first {first!r}: if {images.VOID} marks a"
+            " class, write its id instead"
+        )
+    absent = [class_name for class_name in class_names if class_name not in present]
+    if absent:
+        hint = "; do the ids begin at 1?" if absent == [class_names[0]] else ""
+        log.warning("no image of %s has %s%s", name, ", ".join(absent), hint)
 
 
 @contextlib.contextmanager

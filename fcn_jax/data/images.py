@@ -43,9 +43,11 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     """
     try:
         with _open(data) as image:
-            mode, label = image.mode, np.asarray(image)
+            kind, mode, label = image.format, image.mode, np.asarray(image)
     except _UNDECODABLE as error:
         raise _undecodable("label", name, error) from None
+    if kind in ("JPEG", "MPO"):
+        raise ValueError(f"label {name!r} is a JPEG, whose values are not exact: save class ids as PNG")
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label

@@ -121,7 +121,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         for index, example in enumerate(progress):
             try:
                 image, label = self.load(example)
-                size = check_example(example.id, image, label, len(self.CLASS_NAMES))
+                size = check_example(example, image, label, len(self.CLASS_NAMES))
             except images.CorruptError as error:
                 if self.corrupt != "skip":
                     raise
@@ -138,49 +138,72 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         self.info.metadata.update(ids=ids, sizes=sizes, pixel_counts=pixel_counts, corrupt=corrupt)
 
 
-def check_example(name: str, image: bytes, label: np.ndarray, num_classes: int) -> list[int]:
+def check_example(example: Example, image: bytes, label: np.ndarray, num_classes: int) -> list[int]:
     """Raises ValueError (CorruptError) for an example that cannot be trained on; otherwise its [height, width]."""
+    name = example.id
     height, width, _ = images.decode_image(image, name).shape
     if label.shape != (height, width):
         raise ValueError(
             f"{name!r}: image is {height}x{width} but label is {label.shape[0]}x{label.shape[1]} (height x width):"
             " they must be equal"
         )
-    wrong = label[(label >= num_classes) & (label != VOID)]
-    if wrong.size:
+    counts = np.bincount(label.ravel(), minlength=256)
+    wrong = [value for value in np.flatnonzero(counts).tolist() if num_classes <= value != VOID]
+    if wrong:
+        shown = ", ".join(f"{value} at {counts[value]}" for value in wrong[:5])
+        more = f" and {len(wrong) - 5} other values" if len(wrong) > 5 else ""
         raise ValueError(
-            f"{name!r}: label {int(wrong[0])} at {wrong.size} pixels, but there are {num_classes} classes"
-            f" (0..{num_classes - 1}) and void {VOID}: correct the annotation or the class list"
+            f"{name!r}: label {shown}{more} pixels, but there are {num_classes} classes (0..{num_classes - 1}) and void"
+            f" {VOID}: {_cause(counts, wrong, num_classes)} ({example.label or 'drawn'})"
         )
     return [height, width]
 
 
+def _cause(counts: np.ndarray, wrong: Sequence[int], num_classes: int) -> str:
+    """What most likely happened to a label with the ids `wrong`, and what to do about it."""
+    if len(wrong) > 8:
+        return "a lossy or smoothly resized mask, or grey levels; save ids as PNG and resize by the nearest"
+    if wrong == [num_classes] and not counts[0]:
+        return "ids seem to begin at 1; subtract 1"
+    if len(wrong) == 1:
+        return f"correct the annotation or the class list; if {wrong[0]} is void, change it to {VOID}"
+    return "correct the annotation or the class list"
+
+
 def require_folder(raw_dir: pathlib.Path, name: str) -> pathlib.Path:
     """The folder `name` of `raw_dir`; FileNotFoundError if it is not there."""
-    if not (raw_dir / name).is_dir():
-        raise FileNotFoundError(
-            f"{str(raw_dir)!r} has no folder {name}: config.data.raw_dir must hold it beside the others that"
-            " the split needs, or be empty to download what may be downloaded"
-        )
-    return raw_dir / name
-
-
-def read_list(path: pathlib.Path) -> list[str]:
-    """The non-empty lines of a split list."""
-    if not path.is_file():
-        raise FileNotFoundError(f"split list {str(path)!r} is missing: see config.data.raw_dir and the official layout")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if (raw_dir / name).is_dir():
+        return raw_dir / name
+    if not raw_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(raw_dir)!r}: correct config.data.raw_dir")
+    near = [*raw_dir.absolute().parents[:3], *sorted(path for path in raw_dir.iterdir() if path.is_dir())]
+    hint = next((f"; --config.data.raw_dir={str(folder)!r} has it" for folder in near if (folder / name).is_dir()), "")
+    raise FileNotFoundError(
+        f"{str(raw_dir)!r} has no folder {name}: config.data.raw_dir must hold it beside the others that"
+        f" the split needs, or be empty to download what may be downloaded{hint}"
+    )
 
 
 def check_files(examples: Sequence[Example]) -> Sequence[Example]:
     """The same examples, or FileNotFoundError that counts and names what is missing."""
     missing = [path for e in examples for path in (e.image, e.label) if path and not path.is_file()]
     if missing:
+        alike = [p.name for p in _siblings(missing[0]) if p.name.casefold() == missing[0].name.casefold()]
         raise FileNotFoundError(
             f"{len(missing)} of {2 * len(examples)} files that the split list names are missing,"
-            f" first {str(missing[0])!r}: complete the folder config.data.raw_dir"
+            f" first {str(missing[0])!r}{f' (there is {alike[0]!r})' if alike else ''}: complete the folder"
+            " config.data.raw_dir, or correct the list"
         )
+    first: dict[str, Example] = {}
+    for example in examples:
+        other = first.setdefault(example.id, example)
+        if other is not example:
+            raise ValueError(f"{str(other.image)!r} and {str(example.image)!r} have one name: rename or remove one")
     return examples
+
+
+def _siblings(path: pathlib.Path) -> list[pathlib.Path]:
+    return list(path.parent.iterdir()) if path.parent.is_dir() else []
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
