@@ -133,6 +133,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         raw_dir=config.data.raw_dir,
         data_dir=config.data.data_dir,
         corrupt=config.data.corrupt,
+        annotated=config.data.annotated,
     )
     if tuple(data.class_names) != spec.class_names:
         raise ValueError(

@@ -93,7 +93,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     data = config.data
     train_split, eval_split = (
-        datasets.open_split(data.name, split, raw_dir=data.raw_dir, data_dir=data.data_dir, corrupt=data.corrupt)
+        datasets.open_split(
+            data.name,
+            split,
+            raw_dir=data.raw_dir,
+            data_dir=data.data_dir,
+            corrupt=data.corrupt,
+            annotated=data.annotated,
+        )
         for split in (data.train_split, data.eval_split)
     )
     if config.data.overlap:

@@ -47,14 +47,16 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     """Prepares one split of one dataset.
 
     Features: `image` (the encoded file as it is), `label` (PNG of class ids, 255 = void), `id`. The metadata holds, in
-    the order of the examples, `ids`, `sizes` [height, width] and `pixel_counts` (labelled pixels per class); and, as
-    `corrupt`, the ids that were left out.
+    the order of the examples, `ids`, `sizes` [height, width] and `pixel_counts` (labelled pixels per class); as
+    `corrupt`, the ids that were left out; and as `turned` those whose EXIF orientation is not upright. Images are taken
+    upright; labels are turned with them where they were drawn as the image is stored.
 
     Args:
       split: the name of the split.
       raw_dir: the folder that holds the official files, in the official layout.
       corrupt: at an image or a label that cannot be decoded, 'raise', or 'skip' to leave the example out. A label that
         decodes and has another size or other ids is an error always: it is not damaged, but of other data.
+      annotated: how labels were drawn: as images are 'stored', or 'upright', as viewers show them; '' for ANNOTATED.
       data_dir: the folder for prepared data.
 
     Raises:
@@ -63,17 +65,27 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         label of another size or with an id that is neither a class nor 255.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.1.0": "Images and labels are upright."}
+    ANNOTATED: ClassVar[str] = "stored"
     CLASS_NAMES: ClassVar[tuple[str, ...]]
     PALETTE: ClassVar[tuple[tuple[int, int, int], ...]]
 
-    def __init__(self, *, split: str, raw_dir: str | pathlib.Path = "", corrupt: str = "raise", **kwargs: Any):
-        self.split, self.corrupt = split, corrupt
+    def __init__(
+        self,
+        *,
+        split: str,
+        raw_dir: str | pathlib.Path = "",
+        corrupt: str = "raise",
+        annotated: str = "",
+        **kwargs: Any,
+    ):
+        self.split, self.corrupt, self.annotated = split, corrupt, annotated or self.ANNOTATED
         self.left_out: list[tuple[str, str]] = []  # ids and reasons, known when the split has been prepared
         self.examples = self.list_examples(split, pathlib.Path(raw_dir).expanduser())
         if not self.examples:
             raise ValueError(f"split {split!r} of {self.name} is empty: its list names no image")
-        name = f"{split}-{_fingerprint(self.examples)}"
+        name = f"{split}-{_fingerprint(self.examples)}{'' if self.annotated == 'stored' else '-upright'}"
         config = tfds.core.BuilderConfig(name=f"{name}{SKIP_SUFFIX}" if corrupt == "skip" else name)
         super().__init__(config=config, file_format="array_record", **kwargs)
 
@@ -115,18 +127,23 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         return {self.split: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        ids, sizes, pixel_counts = [], [], []
+        ids, sizes, pixel_counts, turned = [], [], [], []
         # The bar shows after 3 s: small splits stay silent.
         progress = tqdm(self.examples, f"preparing {self.name}/{self.split}", unit=" images", delay=3, mininterval=1)
         for index, example in enumerate(progress):
             try:
                 image, label = self.load(example)
+                orientation = images.orientation(image)
+                if self.annotated == "stored":
+                    label = images.turn(label, orientation)
                 size = check_example(example, image, label, len(self.CLASS_NAMES))
             except images.CorruptError as error:
                 if self.corrupt != "skip":
                     raise
                 self.left_out.append((example.id, str(error)))
                 continue
+            if orientation != 1:
+                turned.append(example.id)
             ids.append(example.id)
             sizes.append(size)
             pixel_counts.append(np.bincount(label.ravel(), minlength=256)[: len(self.CLASS_NAMES)].tolist())
@@ -135,7 +152,9 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         if not ids:
             name = f"{self.name}/{self.split}"
             raise ValueError(f"all {len(corrupt)} examples of {name} are corrupt, the first: {self.left_out[0][1]}")
-        self.info.metadata.update(ids=ids, sizes=sizes, pixel_counts=pixel_counts, corrupt=corrupt)
+        self.info.metadata.update(
+            ids=ids, sizes=sizes, pixel_counts=pixel_counts, corrupt=corrupt, turned=turned, annotated=self.annotated
+        )
 
 
 def check_example(example: Example, image: bytes, label: np.ndarray, num_classes: int) -> list[int]:
@@ -143,9 +162,13 @@ def check_example(example: Example, image: bytes, label: np.ndarray, num_classes
     name = example.id
     height, width, _ = images.decode_image(image, name).shape
     if label.shape != (height, width):
+        sizes = f"image is {height}x{width} but label is {label.shape[0]}x{label.shape[1]} (height x width)"
+        number = images.orientation(image)
         raise ValueError(
-            f"{name!r}: image is {height}x{width} but label is {label.shape[0]}x{label.shape[1]} (height x width):"
-            " they must be equal"
+            f"{name!r}: {sizes}: they must be equal"
+            if number == 1
+            else f"{name!r}, turned upright as its EXIF orientation {number} says: {sizes}: if labels were drawn as the"
+            " image is stored, set config.data.annotated=stored, else upright"
         )
     counts = np.bincount(label.ravel(), minlength=256)
     wrong = [value for value in np.flatnonzero(counts).tolist() if num_classes <= value != VOID]
