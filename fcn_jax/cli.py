@@ -48,9 +48,14 @@ class _Lasting:
         try:
             yield
         except self._lost:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self._stream.fileno())
-            os.close(null)
+            _to_null(self._stream)
+
+
+def _to_null(stream: Any) -> None:
+    """Has what is written to a stream, and what it still holds, go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def run(main: Callable[[Sequence[str]], None], parser: Callable[[Sequence[str]], list[str]] | None = None) -> None:
@@ -72,7 +77,7 @@ def open_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
     sys.stdout = _Lasting(sys.stdout, BrokenPipeError)  # type: ignore[assignment]
     sys.stderr = _Lasting(sys.stderr, OSError)  # type: ignore[assignment]
@@ -108,6 +113,9 @@ def set_up() -> None:
     logging.basicConfig(format="%(message)s", level=logging.CRITICAL, stream=sys.stderr, force=True)
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     sys.unraisablehook = _unraisable
+    if jax.config.values["jax_disable_jit"]:
+        jax.config.update("jax_disable_jit", False)
+        logging.getLogger("fcn_jax").warning("JAX_DISABLE_JIT has no effect: steps are compiled before they are run")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/fcn_jax/xla").expanduser()))
 
@@ -195,7 +203,7 @@ def explain(error: Exception) -> str:
 
 def _missing_platforms() -> str:
     """The platforms that were asked for if JAX cannot have them, which is then free to take what is there; else ''."""
-    asked = jax.config.jax_platforms or ""
+    asked = jax.config.values["jax_platforms"] or ""
     try:
         jax.devices()
     except (RuntimeError, AssertionError):

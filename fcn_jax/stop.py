@@ -1,4 +1,4 @@
-"""Being stopped: Ctrl-C, SIGTERM and their like let a step come to its end and be saved, on all processes at the same step."""
+"""Being stopped: Ctrl-C, SIGTERM and the like let a step end and be saved, on all processes at the same step."""
 
 import itertools
 import os
