@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, progress, visualize
@@ -137,4 +137,4 @@ def _predict(predictor: Predictor, path: pathlib.Path, target: pathlib.Path) -> 
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse)
+    cli.run(main)
