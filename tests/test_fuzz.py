@@ -1,18 +1,24 @@
 """Every reader with damaged and hostile files, a few hundred each; tests/fuzz.py tries thousands."""
 
+import io
 import json
 import os
+import struct
 import sys
 import time
 import warnings
 
 import fuzz
 import fuzz_targets
+import layouts
 import mutations
 import numpy as np
 import pytest
+import scipy.io
 
 from fcn_jax import config, json_file
+from fcn_jax.data import images, mat_file
+from fcn_jax.data.builders import voc_segmentation
 from fcn_jax.models import spec
 
 INPUTS = {"lists": 150, "keras": 150, "lpips": 150, "converted": 15}  # of the slow ones; 300 of the others
@@ -207,3 +213,76 @@ def test_a_change_is_shown_at_limited_length():
     assert seed.startswith("seed: ['xxx")
     assert seed.endswith(", ...] -> 0")
     assert len(seed) < 700
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_a_field_of_a_mat_file(dtype, compressed):
+    """As SciPy writes them, which packs no numbers; MATLAB does, below."""
+    for shape in ((6, 8), (1, 1), (0, 3), (2, 3, 4)):
+        numbers = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+        fields = {"Boundaries": np.array([[np.eye(2)], [1]], object), "Segmentation": numbers, "CategoriesPresent": 3}
+        file = io.BytesIO()
+        scipy.io.savemat(file, {"first": np.ones(3), "GTcls": fields, "text": "x"}, do_compression=compressed)
+        found = mat_file.read_field(file.getvalue(), "GTcls", "Segmentation")
+        assert found.dtype == numbers.dtype
+        np.testing.assert_array_equal(found, numbers)
+
+
+def plain_mat(tmp_path):
+    """The bytes of a file like SBD's, and where the tag of the ids is."""
+    label = layouts.make_label(0)
+    layouts.write_mat(tmp_path / "a.mat", label, compressed=False)
+    data = (tmp_path / "a.mat").read_bytes()
+    return data, data.index(label.tobytes("F")) - 8
+
+
+def test_numbers_that_matlab_packed(tmp_path):
+    """Values of a class double, stored as bytes."""
+    data, at = plain_mat(tmp_path)
+    flags = data.rindex(struct.pack("<III", 6, 8, 9), 0, at) + 8  # the class, 9 for uint8
+    found = mat_file.read_field(data[:flags] + b"\6" + data[flags + 1 :], "GTcls", "Segmentation")
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, layouts.make_label(0))
+
+
+@pytest.mark.parametrize("kind", [0, 8, 10, 14, 15, 20, 255, 65535])
+def test_a_mat_file_with_another_type(tmp_path, kind):
+    """SciPy's reader ended the process."""
+    data, at = plain_mat(tmp_path)
+    path = tmp_path / "a.mat"
+    path.write_bytes(data[:at] + struct.pack("<I", kind) + data[at + 4 :])
+    with pytest.raises(images.CorruptError) as error:
+        voc_segmentation.read_mat_label(path)
+    reason = f"its Segmentation of shape [6, 8] has 48 bytes of type {kind}"
+    assert str(error.value) == (f"label '{path}' cannot be read ({reason}): replace the file or take it from the list")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda data, at: data[:127], "it is no MATLAB file of version 5 from a little-endian machine"),
+        (lambda data, at: data[:132], "it ends within a tag"),
+        (lambda data, at: data[:at], r"an element claims \d+ bytes where \d+ are left"),
+        (
+            lambda data, at: data[:at] + struct.pack("<II", 2, 2**31) + data[at + 8 :],
+            "an element claims 2147483648 bytes",
+        ),
+        (lambda data, at: data.replace(b"GTcls", b"GTins"), "it has no variable GTcls"),
+        (lambda data, at: data.replace(b"Segmentation", b"segmentation"), "it has no field Segmentation"),
+        (lambda data, at: data[:144] + b"\6" + data[145:], "its GTcls is no single struct"),
+        (lambda data, at: data[:144] + b"\2" + data[145:160] + b"\2" + data[161:], "its GTcls is no single struct"),
+    ],
+)
+def test_a_damaged_mat_file(tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        mat_file.read_field(change(*plain_mat(tmp_path)), "GTcls", "Segmentation")
+
+
+def test_a_mat_file_that_inflates_beyond_measure(monkeypatch):
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"GTcls": {"Segmentation": np.zeros((100, 100), np.uint8)}}, do_compression=True)
+    assert mat_file.read_field(file.getvalue(), "GTcls", "Segmentation").sum() == 0
+    monkeypatch.setattr(mat_file, "_MAX", 9999)
+    with pytest.raises(ValueError, match="a compressed variable is cut short, or has more than 9999 bytes"):
+        mat_file.read_field(file.getvalue(), "GTcls", "Segmentation")
