@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import faulthandler
+import logging
 import os
 import pathlib
 import random
@@ -213,8 +214,10 @@ def _watched() -> Iterator[Printed]:
             for unseen in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.simplefilter("ignore", unseen)  # as outside of tests
             resource.setrlimit(resource.RLIMIT_AS, (size + SPACE, hard))
+            logging.disable()  # which says in a line of its own what was mended
             yield printed
     finally:
+        logging.disable(logging.NOTSET)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.signal(signal.SIGPROF, handler)
 
@@ -229,6 +232,7 @@ def main() -> None:
     given = parser.parse_args()
     broken = 0
     show = os.fdopen(os.dup(2), "w")
+    faulthandler.enable(show)  # of a crash; its input is left in the temporary folder fuzz-*
     for name in given.target or TARGETS:
         report = run(name, TARGETS[name], given.inputs, given.seed, given.keep, show)
         print(f"{name}: {report}", flush=True)

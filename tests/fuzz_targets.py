@@ -27,7 +27,7 @@ from PIL import Image
 
 from fcn_jax import config, train, weights
 from fcn_jax.data import images
-from fcn_jax.data.builders import base, camvid, voc_segmentation
+from fcn_jax.data.builders import camvid, voc_segmentation
 from fcn_jax.models import spec
 from fcn_jax.weights import convert
 
@@ -110,14 +110,13 @@ def _pixels(data: bytes) -> int:
 
 
 def _read_image(path: pathlib.Path, folder: pathlib.Path) -> None:
-    rgb = images.decode_image(path.read_bytes(), str(path), upright=True)
+    rgb = images.decode_image(path.read_bytes(), str(path))
     assert rgb.dtype == np.uint8
     assert rgb.ndim == rgb.shape[2] == 3
 
 
 def _labels(folder: pathlib.Path) -> Files:
     label = layouts.make_label(0)
-    layouts.write_image(folder / "image.jpg")
     layouts.write_palette_png(folder / "palette.png", label)
     layouts.write_mat(folder / "compressed.mat", label)
     layouts.write_mat(folder / "plain.mat", label, compressed=False)
@@ -130,8 +129,8 @@ def _labels(folder: pathlib.Path) -> Files:
 def _read_label(path: pathlib.Path, folder: pathlib.Path) -> None:
     builder = voc_segmentation.VocSegmentation.__new__(voc_segmentation.VocSegmentation)  # as one that reads only
     label = builder.read_label(path)
-    base.check_example(str(path), (folder / "image.jpg").read_bytes(), label, 21)
     assert label.dtype == np.uint8
+    assert label.ndim == 2
 
 
 # Lists.
