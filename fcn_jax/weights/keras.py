@@ -81,7 +81,13 @@ def read(path: pathlib.Path) -> common.Weights:
     try:
         with h5py.File(_source(path), "r") as file:
             found = _datasets(file, most, passed)
-    except (OSError, KeyError, RuntimeError, TypeError) as error:  # what h5py raises for damage, by where it is
+    except (
+        OSError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # what h5py raises, by where the damage is
         raise ValueError(f"{path} is truncated or damaged ({common.told(error)}); download it again") from error
     named, remarks = _named(found, path)
     arrays: common.Arrays = {}

@@ -72,7 +72,8 @@ def _reconstruct(*_: object) -> _Array:
 def _frombuffer(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     if not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError(f"an array's data are a {type(data).__name__}")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    values = np.frombuffer(bytes(data), dtype.dtype)  # copied: what a pickle does to a bytearray goes on
+    return values.reshape(shape, order="F" if order == "F" else "C")
 
 
 def _scalar(dtype: _Dtype, data: Any) -> Any:
@@ -168,10 +169,23 @@ def load(
 
 
 def _check(file: Any) -> None:
-    """Raises ValueError for a pickle that is cut short, or numbers its objects higher than it has any.
+    """Raises ValueError for a pickle that is cut short, numbers its objects higher than it has any, or has odd frames.
 
-    The unpickler makes a table as long as the highest number, and room for what a string claims to hold.
+    The unpickler makes a table as long as the highest number, room for what a string claims to hold, and errors of the
+    interpreter of frames that end within an object.
     """
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    position, end = 0, None  # of the frame
+    for count, (opcode, argument, at) in enumerate(pickletools.genops(file)):
+        position = at or 0
         if opcode.name.endswith("PUT") and isinstance(argument, int) and argument > count:
             raise ValueError(f"object {count} has the number {argument}")
+        if end is not None and position >= end:
+            if position > end:
+                raise ValueError("a frame ends within an object")
+            end = None
+        if opcode.name == "FRAME" and end is not None:
+            raise ValueError("a frame in a frame")
+        if opcode.name == "FRAME" and isinstance(argument, int):
+            end = position + 9 + argument
+    if end not in (None, position + 1):
+        raise ValueError("a frame ends elsewhere than the pickle")
