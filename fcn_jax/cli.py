@@ -1,17 +1,20 @@
 """What the commands share: plain log lines, and a user's error as one line instead of a traceback."""
 
+import contextlib
 import errno
 import logging
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from absl import flags
+from absl import app, flags
 from absl import logging as absl_logging
 
 from fcn_jax.stop import Stopped
@@ -21,6 +24,89 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 _OTHERS = 3  # seconds in which the other processes of a run say what they have found
 
 
+class _Lasting:
+    """An output stream that can go away, such as a pipe to `head`: what comes after that is lost, the work goes on."""
+
+    def __init__(self, stream: Any, lost: type[OSError]):
+        self._stream, self._lost = stream, lost
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As a text stream does."""
+        with self._kept():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As a text stream does."""
+        with self._kept():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except self._lost:
+            _to_null(self._stream)
+
+
+def _to_null(stream: Any) -> None:
+    """Has what is written to a stream, and what it still holds, go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def run(main: Callable[[Sequence[str]], None], parser: Callable[[Sequence[str]], list[str]] | None = None) -> None:
+    """Parses the flags and calls `main`, as a command of this machine; ends the process."""
+    open_streams()
+    give_home()
+    app.run(guarded(main), flags_parser=parser or parse)
+
+
+def open_streams() -> None:
+    """Standard streams that can be written whatever happens to their other end.
+
+    One that is closed is opened on /dev/null: else the next file that is opened, perhaps a checkpoint, gets its number
+    and what is written to the stream. Log lines may be lost to a full disk as well, results may not.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as the process lives
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII terminal
+    sys.stdout = _Lasting(sys.stdout, BrokenPipeError)  # type: ignore[assignment]
+    sys.stderr = _Lasting(sys.stderr, OSError)  # type: ignore[assignment]
+
+
+def give_home() -> None:
+    """Has ~ mean a folder for temporary files where a user has no home that can be written, as in many containers."""
+    home = pathlib.Path(os.path.expanduser("~"))
+    if home.is_absolute() and (_can_be_written(home) or (home / ".cache" / "fcn_jax").is_dir()):
+        return
+    own = pathlib.Path(tempfile.gettempdir(), f"fcn_jax-{os.getuid()}")
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    if own.is_symlink() or own.stat().st_uid != os.getuid():
+        own = pathlib.Path(tempfile.mkdtemp(prefix="fcn_jax-"))
+    os.environ["HOME"] = str(own)
+    print(f"no home folder that can be written: ~ is {own}; set HOME to name another", file=sys.stderr)
+
+
+def _can_be_written(folder: pathlib.Path) -> bool:
+    """By trying: what root or a read-only file system may do, permissions do not tell."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def set_up() -> None:
     """Logging as plain lines, and XLA's compilation cache, so that a second start is quick."""
     # Orbax logs every step of a save, and of one that fails the traceback of each thread; it raises the error as well.
@@ -28,6 +114,10 @@ def set_up() -> None:
     logging.basicConfig(format="%(message)s", level=logging.CRITICAL, stream=sys.stderr, force=True)
     logging.getLogger("fcn_jax").setLevel(logging.INFO)
     sys.unraisablehook = _unraisable
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of an image is said by name
+    if jax.config.values["jax_disable_jit"]:
+        jax.config.update("jax_disable_jit", False)
+        logging.getLogger("fcn_jax").warning("JAX_DISABLE_JIT has no effect: steps are compiled before they are run")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/fcn_jax/xla").expanduser()))
 
@@ -70,6 +160,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         set_up()
         try:
             main(argv)
+            sys.stdout.flush()
         except KeyboardInterrupt:
             if jax.distributed.is_initialized():
                 os._exit(130)  # JAX would wait for the other processes, which wait for this one
@@ -79,6 +170,8 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
         except Exception as error:
             try:
                 print(explain(error), file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):
+                    sys.stdout.flush()  # os._exit does not
             except Exception:
                 if not jax.distributed.is_initialized():
                     raise
@@ -102,9 +195,23 @@ def explain(error: Exception) -> str:
         return f"{_shortened(text)}: name a folder that can be written"
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
         return f"out of memory: {_shortened(text)}: lower data.batch_size, eval.batch_size or --max_side"
+    if isinstance(error, RuntimeError | AssertionError) and (asked := _missing_platforms()):
+        remedy = f"unset JAX_PLATFORMS to use {jax.default_backend()}, or install JAX for them"
+        return f"JAX_PLATFORMS={asked}: there are no such devices, or this JAX is not built for them: {remedy}"
     if not isinstance(error, USER_ERRORS):
         raise error
     return f"{type(error).__name__}: {text}"
+
+
+def _missing_platforms() -> str:
+    """The platforms that were asked for if JAX cannot have them, which is then free to take what is there; else ''."""
+    asked = jax.config.values["jax_platforms"] or ""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        jax.config.update("jax_platforms", "")
+        return asked
+    return ""
 
 
 def last_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.upsampling": ("fixed", "learned"),
     "model.dtype": ("float32", "bfloat16"),
     "data.corrupt": ("raise", "skip"),
+    "data.annotated": ("", "stored", "upright"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("constant", "poly", "cosine"),
     "loss.normalization": ("sum", "image", "pixel"),
@@ -95,6 +96,8 @@ def default() -> ConfigDict:
     c.data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
     c.data.replacement = False  # sample with replacement, as the paper does
     c.data.corrupt = "raise"  # at an image or label that cannot be decoded; skip: go on without it, named and counted
+    # How labels of images that EXIF turns were drawn: stored, or upright, as viewers show them; empty: as usual.
+    c.data.annotated = ""
     c.data.overlap = False  # training and evaluation may share images: to overfit a few on purpose
     c.data.num_threads = 2  # that read and augment
 
@@ -249,4 +252,4 @@ def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
 
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"config.{key}={value!r}: choose from {', '.join(choices)}")
+        raise ValueError(f"config.{key}={value!r}: choose from {', '.join(choices).removeprefix(', ')}")

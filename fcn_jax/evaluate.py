@@ -86,9 +86,9 @@ def evaluate(
 
     def add(counts: dict[str, jax.Array]) -> None:
         nonlocal confusion, loss
-        per_image = np.asarray(counts["confusion"])
+        per_image = jax.device_get(counts["confusion"])
         rows.extend(_rows(split.ids[len(rows) :], per_image))
-        confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + float(counts["loss"])
+        confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + float(jax.device_get(counts["loss"]))
 
     batches = pipeline.iterate(dataset, 0, num_threads)
     for batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
@@ -96,7 +96,7 @@ def evaluate(
         skipped += int(batch["corrupt"].sum())
         counts = eval_step(params, sharding.to_devices(arrays, mesh, 0))
         if len(panels) < pictures:
-            prediction = np.concatenate([s.data for s in counts["prediction"].addressable_shards])
+            prediction = np.concatenate([jax.device_get(s.data) for s in counts["prediction"].addressable_shards])
             panels += _panels(batch, prediction, split)[: pictures - len(panels)]
         pending.append(counts)
         # Counts are fetched one batch late, so that the devices never wait for the host.
@@ -133,6 +133,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         raw_dir=config.data.raw_dir,
         data_dir=config.data.data_dir,
         corrupt=config.data.corrupt,
+        annotated=config.data.annotated,
     )
     if tuple(data.class_names) != spec.class_names:
         raise ValueError(

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from fcn_jax import cli
@@ -68,4 +68,4 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=_parse)
+    cli.run(main, _parse)

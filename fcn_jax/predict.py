@@ -1,15 +1,18 @@
 """Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR"""
 
+import errno
 import logging
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
+import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from fcn_jax import cli, progress, visualize
-from fcn_jax.data.images import decode_image
+from fcn_jax.data import images
 from fcn_jax.predictor import Predictor, load
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -25,31 +28,38 @@ _MAX_SIDE = flags.DEFINE_integer(
 _SCALES = flags.DEFINE_list("scales", "1", "Each image is scored at these sizes, such as 0.75,1,1.25.")
 _FLIP = flags.DEFINE_bool("flip", False, "Each image is scored mirrored, too.")
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 log = logging.getLogger("fcn_jax.predict")
 
 
 def find_images(path: pathlib.Path) -> list[pathlib.Path]:
-    """The image, or the images of the folder by name.
+    """The image, or the images of the folder by name, less hidden ones.
 
     Raises:
       FileNotFoundError: there is no such file, or no image in the folder.
-      ValueError: two images would write the same mask.
     """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f"--input={str(path)!r} is neither a file nor a folder")
-    images = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
-    if not images:
-        raise FileNotFoundError(f"no image in {str(path)!r}: files ending in {', '.join(SUFFIXES)} are taken")
-    stems: dict[str, pathlib.Path] = {}
-    for image in images:
-        other = stems.setdefault(image.stem, image)
-        if other is not image:
-            raise ValueError(f"{other.name} and {image.name} would both write {image.stem}.png: rename one")
-    return images
+    visible = sorted(p for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir())
+    found = [p for p in visible if p.suffix.lower() in images.suffixes()]
+    if not found:
+        raise FileNotFoundError(f"no image in {str(path)!r}: files ending in {', '.join(images.suffixes())} are taken")
+    return found
+
+
+def output_names(paths: Sequence[pathlib.Path]) -> list[str]:
+    """What each image's mask is called, without .png: its name without the ending, with it where two would be alike."""
+    stems = Counter(path.stem.casefold() for path in paths)
+    names = [path.name if stems[path.stem.casefold()] > 1 else path.stem for path in paths]
+    if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.png
+        names = [path.name for path in paths]
+    kept = [path.name for path, name in zip(paths, names, strict=True) if name == path.name]
+    if kept:
+        log.info("%d images of like names have masks with their endings: %s.png", len(kept), kept[0])
+    return names
 
 
 def segment(predictor: Predictor, image: np.ndarray, max_side: int) -> np.ndarray:
@@ -60,8 +70,14 @@ def segment(predictor: Predictor, image: np.ndarray, max_side: int) -> np.ndarra
     factor = max_side / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    mask = Image.fromarray(predictor(small))
-    return np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
+    return enlarge(predictor(small), (height, width))
+
+
+def enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W] of this height and width, by the nearest."""
+    if mask.shape == size:
+        return mask
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def _required(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
@@ -81,9 +97,9 @@ def main(argv: Sequence[str]) -> None:
     """The work of one command."""
     if len(argv) > 1:
         raise ValueError(f"unknown argument {argv[1]!r}: every option is --name=value")
-    checkpoint, source, target = (_required(flag) for flag in (_CHECKPOINT, _INPUT, _OUTPUT))
-    images, output = find_images(source), target
-    if output.resolve() == images[0].parent.resolve():
+    checkpoint, source, output = (_required(flag) for flag in (_CHECKPOINT, _INPUT, _OUTPUT))
+    paths = find_images(source)
+    if output.resolve() == paths[0].parent.resolve():
         raise ValueError(
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
@@ -92,21 +108,33 @@ def main(argv: Sequence[str]) -> None:
         channels = len(predictor.spec.mean)
         raise ValueError(f"{checkpoint} takes {channels} channels, photographs have 3: call fcn_jax.load on arrays")
     output.mkdir(parents=True, exist_ok=True)
-    palette, failed = predictor.spec.palette, 0
-    for path in progress.bar(images, "predicting", len(images), "images"):
+    failed = 0
+    jobs = zip(paths, output_names(paths), strict=True)
+    for path, name in progress.bar(jobs, "predicting", len(paths), "images"):
         try:
-            image = decode_image(path.read_bytes(), str(path), upright=True)
-        except (ValueError, OSError) as error:
-            log.error("%s", error)
+            _predict(predictor, path, output / name)
+        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+            if getattr(error, "errno", None) in _NOWHERE_TO_WRITE:
+                raise
+            log.error("%s", cli.explain(error))
             failed += 1
-            continue
-        mask = segment(predictor, image, _MAX_SIDE.value)
-        visualize.save_mask(output / f"{path.stem}.png", mask, palette)
-        Image.fromarray(visualize.overlay(image, mask, palette)).save(output / f"{path.stem}_overlay.jpg", quality=95)
-    log.info("%d masks and overlays in %s", len(images) - failed, output)
+    log.info("%d masks and overlays in %s", len(paths) - failed, output)
     if failed:
-        raise ValueError(f"{failed} of {len(images)} images could not be read; the others are done")
+        raise ValueError(f"{failed} of {len(paths)} images failed; the others are done")
+
+
+def _predict(predictor: Predictor, path: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the mask and the overlay of one image; `target` is their path without an ending."""
+    data = images.read_file(path)
+    if images.has_several(data):
+        log.info("%s has several pictures: the first is taken", path)
+    image = images.decode_image(data, str(path), max_side=_MAX_SIDE.value)
+    mask = segment(predictor, image, _MAX_SIDE.value)
+    palette = predictor.spec.palette
+    overlay = visualize.overlay(image, mask, palette)
+    visualize.save_mask(f"{target}.png", enlarge(mask, images.upright_size(data)), palette)
+    Image.fromarray(overlay).save(f"{target}_overlay.jpg", quality=95)
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse)
+    cli.run(main)

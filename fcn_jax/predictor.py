@@ -83,7 +83,7 @@ class Predictor:
         canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), channels), dtype)
         for row, image in zip(canvas, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = image
-        masks = np.asarray(self._predict(self.params, canvas, sizes))
+        masks = jax.device_get(self._predict(self.params, *jax.device_put((canvas, sizes))))
         return [mask[:height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
 
 

@@ -63,7 +63,7 @@ def gather(params: Any, whole: NamedSharding, parts: Any) -> Any:
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
     """The arrays, wherever they live, as NumPy arrays on every host."""
-    return jax.tree.map(np.asarray, jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
 
 
 def to_devices(batch: dict[str, Any], mesh: Mesh, axis: int) -> dict[str, jax.Array]:

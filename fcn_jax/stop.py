@@ -1,4 +1,4 @@
-"""Being stopped: Ctrl-C or SIGTERM lets a step come to its end and be saved, on all processes at the same step."""
+"""Being stopped: Ctrl-C, SIGTERM and the like let a step end and be saved, on all processes at the same step."""
 
 import itertools
 import os
@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Slurm's --signal can be any of them; SIGHUP is a terminal that is closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # JAX stops all processes at one more than the highest number that any has asked with. Counted from 1, since that is
 # where a signal before the first question stops them, which the steps of a resumed run are far beyond.
 _questions = itertools.count(1)
@@ -26,8 +27,8 @@ class Stopped(BaseException):
 class Stop:
     """While it is open, the first signal asks for a stop; a second one is as usual, and ends the process at once.
 
-    In a run that has joined a job SIGTERM belongs to JAX, which tells all processes of it and agrees on a step; Ctrl-C
-    is handed on to it.
+    In a run that has joined a job SIGTERM belongs to JAX, which tells all processes of it and agrees on a step; the
+    others are handed on to it. SIGHUP that nohup has ignored stays ignored.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # only there Python takes signals
-            mine = (signal.SIGINT,) if self._together else _SIGNALS
+            mine = [number for number in _SIGNALS if self._takes(number)]
             self._usual = {number: signal.signal(number, self._ask) for number in mine}
         return self
 
@@ -54,6 +55,11 @@ class Stop:
     def stopped(self) -> Stopped:
         """What to raise once the step is saved."""
         return Stopped(self._signal)
+
+    def _takes(self, number: int) -> bool:
+        if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            return False
+        return not (self._together and number == signal.SIGTERM)
 
     def _ask(self, number: int, _: Any) -> None:
         self._signal = number

@@ -93,7 +93,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         return
     data = config.data
     train_split, eval_split = (
-        datasets.open_split(data.name, split, raw_dir=data.raw_dir, data_dir=data.data_dir, corrupt=data.corrupt)
+        datasets.open_split(
+            data.name,
+            split,
+            raw_dir=data.raw_dir,
+            data_dir=data.data_dir,
+            corrupt=data.corrupt,
+            annotated=data.annotated,
+        )
         for split in (data.train_split, data.eval_split)
     )
     if config.data.overlap:
@@ -185,11 +192,12 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     update = _compile_update(run, stage, optimizer, abstract, canvas)
     eval_step = evaluate.compile_eval_step(spec, places.params, run.mesh, run.eval_split, config)
     step = run.checkpoints.latest_step() or 0
-    if step > stage.start:
-        state = run.checkpoints.restore(step, abstract)
-    else:
-        state = jax.jit(create, out_shardings=places)(_initial_params(run, stage, previous))
-    log.info("%s: steps %d to %d", stage.network, int(state.step), stage.end)
+    with jax.transfer_guard("allow"):  # from the host, once
+        if step > stage.start:
+            state = run.checkpoints.restore(step, abstract)
+        else:
+            state = jax.jit(create, out_shardings=places)(_initial_params(run, stage, previous))
+    log.info("%s: steps %d to %d", stage.network, int(jax.device_get(state.step)), stage.end)
     with Stop() as stop:
         state = _loop(run, stage, spec, state, dataset, update, eval_step, stop)
     return sharding.to_host(state.result, run.mesh)
@@ -206,7 +214,7 @@ def _loop(
     stop: Stop,
 ) -> train_state.TrainState:
     config, schedule = run.config, _schedule(run.config, stage)
-    start = int(state.step)
+    start = int(jax.device_get(state.step))
     batches = pipeline.iterate(dataset, start, config.data.num_threads)
     end = config_lib.stages(config)[-1].end
     clock = progress.Clock(config.data.batch_size * config.data.accumulate, start, end)
@@ -223,9 +231,10 @@ def _loop(
         saves = evaluates or stops or step % config.log.checkpoint_every == 0
         if saves or step % config.log.every == 0:  # when saving too: else a restart would leave losses out of the mean
             _check_finite(run, state, dataset)
-            rate = float(schedule(step - 1 - stage.start))
+            with jax.transfer_guard("allow"):  # optax counts in jax.numpy
+                rate = float(schedule(step - 1 - stage.start))
             curve = {"loss": float(np.mean(jax.device_get(losses))), "learning_rate": rate}
-            _write_curve(run, step, {**curve, "gradient_norm": float(results["gradient_norm"])})
+            _write_curve(run, step, {**curve, "gradient_norm": float(jax.device_get(results["gradient_norm"]))})
             log.info("step %d/%d  loss %.4f  %s", step, end, curve["loss"], clock.tell(step))
             losses.clear()
         if saves:
@@ -264,7 +273,7 @@ def _evaluate(
         pictures=run.config.eval.pictures,
         corrupt=run.config.data.corrupt,
     )
-    step = int(state.step)
+    step = int(jax.device_get(state.step))
     scores = {key: value for key, value in results.items() if isinstance(value, float)}
     _write_curve(run, step, {f"eval/{key}": value for key, value in scores.items()})
     if run.writer is not None:
@@ -340,7 +349,7 @@ def _compile_update(
         model=run.spec(stage.network).build(dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
-        class_weights=jnp.asarray(datasets.class_weights(config.loss.class_weights, run.train_split)),
+        class_weights=jax.device_put(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
         seed=config.seed,
         ema=config.optim.ema,
@@ -377,7 +386,7 @@ def _gather(run: Run, params: Any) -> Callable[[Any], Any]:
 
 
 def _check_finite(run: Run, state: train_state.TrainState, dataset: Any) -> None:
-    bad_step = int(state.bad_step)
+    bad_step = int(jax.device_get(state.bad_step))
     if bad_step < 0:
         return
     run.checkpoints.wait()

@@ -95,7 +95,8 @@ def train_step(
         (loss, grads), _ = jax.lax.scan(accumulate, zero, items)
 
     norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax's AdamW raises a float to an int power
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 Palette = Sequence[tuple[int, int, int]]
 WHITE = (255, 255, 255)
 GAP = 4
+ROWS = 256  # that are blended at once: real numbers take eight times the memory
 
 
 def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
@@ -20,8 +21,12 @@ def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
 
 def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
     """The image [H, W, 3] with the colours of all classes but the first (the background) laid over it."""
-    blended = (1 - alpha) * image + alpha * colorize(label, palette)
-    return np.where((label == 0)[..., None], image, blended.astype(np.uint8))
+    result = np.array(image)
+    for rows in np.array_split(np.arange(len(label)), -(-len(label) // ROWS)):
+        part = np.s_[rows[0] : rows[-1] + 1]
+        blended = (1 - alpha) * image[part] + alpha * colorize(label[part], palette)
+        result[part] = np.where((label[part] == 0)[..., None], image[part], blended.astype(np.uint8))
+    return result
 
 
 def errors(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:

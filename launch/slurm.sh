@@ -16,7 +16,8 @@
 # task per node it would use one GPU of each; with --gpus-per-task a task sees its own GPU alone, and JAX misses it.
 #
 # Slurm signals the tasks, not this script, 120 s before the time limit: they save and end with exit code 143, and the
-# job is queued again. A preempted one likewise, if its partition has a GraceTime. What is cancelled is not.
+# job is queued again. So with --sbatch=--signal=USR1@600 or the like (138, 140). A preempted one likewise, if its
+# partition has a GraceTime. What is cancelled is not.
 usage() {
   cat <<'TEXT'
 launch/slurm.sh [options] -- --config=FILE --workdir=DIR [options of fcn_jax.main]
@@ -128,6 +129,9 @@ work() {
   fi
   # To this script itself: scancel. The tasks get the signal too, or, with scancel --batch, from here.
   trap 'cancelled=yes interrupted=yes; scancel --signal=TERM "$SLURM_JOB_ID" 2>/dev/null || true' TERM
+  # With --sbatch=--signal=B:USR1@120 it comes to this script alone.
+  trap 'interrupted=yes; scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || true' USR1
+  trap 'interrupted=yes; scancel --signal=USR2 "$SLURM_JOB_ID" 2>/dev/null || true' USR2
   "${step[@]}" &
   while true; do
     interrupted=''
@@ -135,10 +139,12 @@ work() {
     wait $! || code=$?
     [ -n "$interrupted" ] || break
   done
-  if [ "$code" -eq 143 ] && [ -z "$cancelled" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    echo 'slurm.sh: stopped and saved: the job is queued again' >&2
-    scontrol requeue "$SLURM_JOB_ID"
-  fi
+  case $code$cancelled in
+    138 | 140 | 143) # 128 + SIGUSR1, SIGUSR2, SIGTERM
+      echo 'slurm.sh: stopped and saved: the job is queued again' >&2
+      scontrol requeue "$SLURM_JOB_ID"
+      ;;
+  esac
   exit "$code"
 }
 

@@ -72,7 +72,7 @@ def warnings(caplog):
 
 DAMAGE = [
     ("JPEGImages/c.jpg", truncate, "image 'c' cannot be decoded"),
-    ("JPEGImages/c.jpg", lambda path: path.write_bytes(b""), "image 'c' cannot be decoded (not an image file)"),
+    ("JPEGImages/c.jpg", lambda path: path.write_bytes(b""), "image 'c' cannot be decoded (it is empty)"),
     ("JPEGImages/c.jpg", lambda path: path.write_text("text"), "image 'c' cannot be decoded (not an image file)"),
     ("SegmentationClass/c.png", truncate, "label '{path}' cannot be decoded"),
     ("SegmentationClass/c.png", lambda path: path.write_bytes(b""), "label '{path}' cannot be decoded"),

@@ -129,7 +129,10 @@ def test_overlapping_splits_are_refused(opened):
     names = "voc_segmentation/sbd_train and voc_segmentation/val"
     with pytest.raises(ValueError) as error:
         datasets.check_disjoint(train, val)
-    assert str(error.value) == f"1 images are in both {names}, first 'v1': choose another split"
+    assert (
+        str(error.value)
+        == f"1 images are in both {names}, first 'v1': choose another split, or set config.data.overlap"
+    )
     datasets.check_disjoint(opened("voc_segmentation", "train"), val)
 
 
@@ -284,6 +287,7 @@ def test_pickles_without_the_original_files(voc):
 
 
 def test_preparing_is_silent(voc, capfd, caplog):
+    write_palette_png(voc[0] / "SegmentationClass" / "a.png", np.arange(48, dtype=np.uint8).reshape(6, 8) % 21)
     with caplog.at_level(logging.WARNING):
         voc[1]("train")
     assert capfd.readouterr() == ("", "")

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging as absl_logging
 
 from fcn_jax import download
-from fcn_jax.data import downloads
+from fcn_jax.data import downloads, images
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,13 @@ class Split:
 
 
 def open_split(
-    name: str, split: str, *, raw_dir: str = "", data_dir: str | pathlib.Path, corrupt: str = "raise"
+    name: str,
+    split: str,
+    *,
+    raw_dir: str = "",
+    data_dir: str | pathlib.Path,
+    corrupt: str = "raise",
+    annotated: str = "",
 ) -> Split:
     """Opens a split, preparing it first where that has not been done for these very files.
 
@@ -81,9 +87,11 @@ def open_split(
       name: a key of BUILDERS.
       split: the name of a split or a slice of it in TFDS's notation: 'train', 'train[:50%]', 'val[10:20]'.
       raw_dir: the folder with the official files; '' downloads them to `data_dir`/raw where they can be.
-      data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.0.0`.
+      data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.1.0`.
       corrupt: 'raise', or 'skip' to leave out the examples whose image or label cannot be decoded, which is warned of
         whenever the split is opened. A slice is one of those that are left.
+      annotated: 'stored' if the labels were drawn as the images are stored, 'upright' if as viewers show them; '' for
+        what the dataset says. Of importance for images that EXIF turns, which are warned of.
 
     Raises:
       FileNotFoundError: a list or file is missing, or raw_dir is empty and there is no download.
@@ -98,7 +106,10 @@ def open_split(
     raw = pathlib.Path(raw_dir) if raw_dir else downloads.ensure_raw(name, match[1], data_dir / "raw")
     module, _, attribute = BUILDERS[name].partition(":")
     builder_class = getattr(importlib.import_module(module), attribute)
-    return _open(builder_class, _prepare(builder_class, match[1], raw, data_dir, corrupt), name, split)
+    builder = _prepare(
+        builder_class, split=match[1], raw_dir=raw, data_dir=data_dir, corrupt=corrupt, annotated=annotated
+    )
+    return _open(builder_class, builder, name, split)
 
 
 def check_disjoint(train: Split, evaluation: Split) -> None:
@@ -161,12 +172,12 @@ def class_weights(choice: str, split: Split) -> np.ndarray:
     return values
 
 
-def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pathlib.Path, corrupt: str) -> Any:
+def _prepare(builder_class: Any, split: str, data_dir: pathlib.Path, **options: Any) -> Any:
     """The prepared base split, as TFDS's read-only builder: it needs neither the original files nor our class."""
     import tensorflow_datasets as tfds
 
     with _quiet():
-        builder = builder_class(split=split, raw_dir=raw_dir, data_dir=data_dir, corrupt=corrupt)
+        builder = builder_class(split=split, data_dir=data_dir, **options)
         # Where the split was prepared whole, there is nothing to leave out.
         path = builder.whole_path if builder.whole_path.exists() else builder.data_path
         if not path.exists():
@@ -174,6 +185,7 @@ def _prepare(builder_class: Any, split: str, raw_dir: pathlib.Path, data_dir: pa
                 builder.download_and_prepare()  # does nothing where another process was faster
         prepared = tfds.builder_from_directory(path)
     _warn_of_corrupt(f"{builder.name}/{split}", builder.left_out, prepared.info.metadata)
+    _warn_of_turned(f"{builder.name}/{split}", prepared.info.metadata)
     return prepared
 
 
@@ -189,6 +201,22 @@ def _warn_of_corrupt(name: str, left_out: list[tuple[str, str]], metadata: dict[
         more = f" and {len(corrupt) - MAX_NAMED} more" if len(corrupt) > MAX_NAMED else ""
         total = len(metadata["ids"]) + len(corrupt)
         log.warning("%d of %d images of %s are corrupt and left out: %s%s", len(corrupt), total, name, names, more)
+
+
+def _warn_of_turned(name: str, metadata: dict[str, Any]) -> None:
+    """How labels of images that EXIF turns were taken, which nothing in the files tells."""
+    turned = metadata["turned"]
+    if turned:
+        stored = metadata["annotated"] == "stored"
+        log.warning(
+            "%d images of %s are turned upright by EXIF, first %s; labels are taken as drawn %s: if that is wrong, set"
+            " config.data.annotated=%s",
+            len(turned),
+            name,
+            turned[0],
+            "on the images as they are stored" if stored else "on upright images",
+            "upright" if stored else "stored",
+        )
 
 
 def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
@@ -210,6 +238,7 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
     # Bytes as they are: the pipeline decodes, and only the images that it draws.
     decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
     metadata = builder.info.metadata
+    _check_labels(f"{name}/{split.partition('[')[0]}", builder_class.CLASS_NAMES, metadata)
     return Split(
         name=name,
         split=split,
@@ -221,6 +250,33 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
         pixel_counts=np.asarray(metadata["pixel_counts"][begin:end], np.int64),
         corrupt=list(metadata.get("corrupt", [])),
     )
+
+
+def _check_labels(name: str, class_names: Sequence[str], metadata: dict[str, Any]) -> None:
+    """Looks at the labels of a whole split: warns of classes that it lacks.
+
+    Raises:
+      ValueError: nothing is labelled, or nothing but one class beside void.
+    """
+    pixels = np.asarray(metadata["pixel_counts"], np.int64).sum(0)
+    void = int(np.asarray(metadata["sizes"], np.int64).prod(1).sum() - pixels.sum())
+    number, first = len(metadata["ids"]), metadata["ids"][0]
+    present = [class_name for class_name, count in zip(class_names, pixels, strict=True) if count]
+    if not present:
+        raise ValueError(
+            f"no pixel of {name} is labelled: all {void} of its {number} labels are {images.VOID} (void), first"
+            f" {first!r}: write class ids, 0 to {len(class_names) - 1}"
+        )
+    if len(present) == 1 and void and len(class_names) > 1:
+        raise ValueError(
+            f"the {number} labels of {name} have nothing but {present[0]!r} ({pixels.sum()} pixels) and"
+            f" {images.VOID} ({void} pixels), which is void and left out, first {first!r}: if {images.VOID} marks a"
+            " class, write its id instead"
+        )
+    absent = [class_name for class_name in class_names if class_name not in present]
+    if absent:
+        hint = "; do the ids begin at 1?" if absent == [class_names[0]] else ""
+        log.warning("no image of %s has %s%s", name, ", ".join(absent), hint)
 
 
 @contextlib.contextmanager

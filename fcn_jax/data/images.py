@@ -1,11 +1,45 @@
 """Image files to arrays and back, strictly: one decoder for preparing, training and prediction."""
 
+import contextlib
 import io
+import math
+import pathlib
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 VOID = 255
+# What is taken; Pillow's list is longer, and some of it is handed to other programs (EPS to Ghostscript).
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
+MAX_PIXELS = 178_956_970  # of an image that is decoded whole: Pillow's own limit, half a gigabyte
+LARGE = 2**25  # pixels from which on a JPEG is decoded smaller where it will be shrunk anyway
+
+_ORIENTATION = 0x0112  # EXIF 2.3, table 4
+# What brings a stored picture upright, by its orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What people take for images, by how it begins.
+_OTHERS = {
+    rb"....ftyp(hei|hev|mif|msf)": "HEIC: save it as JPEG",
+    rb"%PDF": "PDF: save its picture as PNG",
+    rb"\s*<(\?xml|svg|!DOCTYPE|html)": "SVG or a web page: save the picture as PNG",
+    rb"version https://git-lfs": "a pointer of Git LFS: fetch the file itself",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript: save it as PNG",
+}
+_PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")  # of what may say how a PNG is to be turned
+_lock = threading.Lock()
 
 
 class CorruptError(ValueError):
@@ -16,24 +50,39 @@ class CorruptError(ValueError):
         self.what = what
 
 
-# What Pillow raises for files that it cannot read whole.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+def suffixes() -> tuple[str, ...]:
+    """The endings of the names of images that are taken, in lower case."""
+    Image.init()
+    return tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")))
 
 
-def decode_image(data: bytes, name: str, *, upright: bool = False) -> np.ndarray:
-    """An encoded image as uint8 RGB [H, W, 3]; CorruptError with `name` if it is corrupt, truncated or of 16 bits.
+def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
+    """An encoded image as uint8 RGB [H, W, 3], turned upright as its EXIF orientation says and as viewers show it.
 
-    `upright` turns it as its EXIF orientation says, as viewers do; data sets are annotated as stored.
+    Args:
+      name: what errors call it.
+      max_side: what the image will be shrunk to, 0 if it will not be: a large JPEG is then decoded smaller, though
+        not smaller than that.
+
+    Raises:
+      CorruptError: it is corrupt, truncated, of more than 8 bits, or too large to be decoded.
     """
     try:
-        with _open(data) as image:
-            mode = image.mode
-            rgb = np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
-    except _UNDECODABLE as error:
-        raise _undecodable("image", name, error) from None
-    if mode.startswith(("I", "F")):  # Pillow would clip them at 255
-        raise CorruptError(f"image {name!r} has values of more than 8 bits (mode {mode})", "convert it to 8 bits")
-    return rgb
+        image, turn = _open(data)
+        with image:
+            if max_side and image.width * image.height > LARGE:
+                factor = max_side / max(image.size)
+                image.draft("RGB", (math.ceil(image.width * factor), math.ceil(image.height * factor)))
+            pixels, bits = image.width * image.height, _bits(image, data)
+            if pixels <= MAX_PIXELS and bits <= 8:
+                image.info.pop("transparency", None)  # colours stay, what is transparent has its own
+                return _turned(image, turn if image.format != "TIFF" else 1)
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise _undecodable("image", name, data, error) from None
+    if bits > 8:  # Pillow would clip them at 255, or cut them
+        raise CorruptError(f"image {name!r} has values of more than 8 bits ({bits})", "convert it to 8 bits")
+    remedy = "make it smaller, or give --max_side" if image.format == "JPEG" and not max_side else "make it smaller"
+    raise CorruptError(f"image {name!r} has {pixels} pixels, which is more than {MAX_PIXELS}", remedy)
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
@@ -42,24 +91,55 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     CorruptError with `name` if it cannot be decoded, another ValueError if it can and holds no class ids.
     """
     try:
-        with _open(data) as image:
-            mode, label = image.mode, np.asarray(image)
-    except _UNDECODABLE as error:
-        raise _undecodable("label", name, error) from None
+        image, _ = _open(data)
+        with image:
+            kind, mode = image.format, image.mode
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width * image.height} pixels, more than {MAX_PIXELS}")
+            label = np.asarray(image)
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise _undecodable("label", name, data, error) from None
+    if kind in ("JPEG", "MPO"):
+        raise ValueError(f"label {name!r} is a JPEG, whose values are not exact: save class ids as PNG")
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label
 
 
-def _open(data: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as image:
-        image.verify()  # a PNG's checksums, which decoding does not compare; an image cannot be used after it
-    return Image.open(io.BytesIO(data))
+def orientation(data: bytes) -> int:
+    """How an image is to be turned to be upright, as EXIF numbers it: 1 (not at all) to 8; 1 too if nothing says it."""
+    try:
+        return _open(data)[1]
+    except Exception:  # what cannot be decoded says so when it is
+        return 1
 
 
-def _undecodable(kind: str, name: str, error: Exception) -> CorruptError:
-    reason = "not an image file" if isinstance(error, UnidentifiedImageError) else error
-    return CorruptError(f"{kind} {name!r} cannot be decoded ({reason})")
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width of an image that can be decoded, as it is when upright."""
+    image, number = _open(data)
+    width, height = image.size
+    return (width, height) if number > 4 and image.format != "TIFF" else (height, width)
+
+
+def has_several(data: bytes) -> bool:
+    """Whether it is an animation or has several pages, of which the first is taken."""
+    try:
+        with _open(data)[0] as image:
+            return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # as above
+        return False
+
+
+def turn(label: np.ndarray, number: int) -> np.ndarray:
+    """uint8 [H, W] turned as an image of this EXIF orientation is; 5 to 8 exchange height and width."""
+    return label if number == 1 else np.asarray(Image.fromarray(label).transpose(_TURNS[number]))
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """The bytes of a regular file; OSError for what else there is, such as a pipe, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{str(path)!r} is no regular file")
+    return path.read_bytes()
 
 
 def encode_png(label: np.ndarray) -> bytes:
@@ -67,3 +147,62 @@ def encode_png(label: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(label).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _turned(image: Image.Image, number: int) -> np.ndarray:
+    rgb = image.convert("RGB")
+    return np.asarray(rgb if number == 1 else rgb.transpose(_TURNS[number]))
+
+
+def _open(data: bytes) -> tuple[Image.Image, int]:
+    """An image that is not decoded yet, and its orientation."""
+    with _patient():
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.verify()  # a PNG's checksums, which decoding does not compare; an image cannot be used after it
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return image, _orientation(image, data)
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """Pillow would warn of or refuse what an image says of itself before it is known what is to be decoded of it."""
+    with _lock, warnings.catch_warnings():  # both are of the whole process
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Of an image that is not decoded yet: Pillow turns a TIFF when it is, and forgets that it did."""
+    if image.format == "PNG" and not any(mark in data for mark in _PNG_MARKS):
+        return 1  # Pillow would decode it to look for them
+    try:
+        number = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # tags of another type or length than EXIF has; the picture may be whole
+        return 1
+    return number if isinstance(number, int) and number in _TURNS else 1
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Of a value in the file: Pillow shows most images of 16 bits as if they had 8."""
+    if image.mode.startswith(("I", "F")):
+        return int(image.mode.partition(";")[2].rstrip("BLN") or 32)
+    if image.format == "PNG":
+        return data[24]  # of IHDR, which always comes first
+    if image.format == "PPM":
+        tiles: Any = getattr(image, "tile", ())
+        return max([8, *(int(n).bit_length() for n in re.findall(r"\d+", str([tile[3] for tile in tiles])))])
+    return max(image.tag_v2.get(258, (8,))) if image.format == "TIFF" else 8  # type: ignore[attr-defined]
+
+
+def _undecodable(kind: str, name: str, data: bytes, error: Exception) -> CorruptError:
+    if not data:
+        return CorruptError(f"{kind} {name!r} cannot be decoded (it is empty)")
+    for pattern, what in _OTHERS.items():
+        if re.match(pattern, data[:64], re.IGNORECASE | re.DOTALL):
+            return CorruptError(f"{kind} {name!r} is {what.partition(':')[0]}", what.partition(": ")[2])
+    reason = "not an image file" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    return CorruptError(f"{kind} {name!r} cannot be decoded ({reason or type(error).__name__})")

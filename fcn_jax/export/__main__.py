@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
 from fcn_jax import cli, export
 
@@ -30,4 +30,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse)
+    cli.run(main)

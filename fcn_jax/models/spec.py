@@ -62,7 +62,7 @@ class ModelSpec:
 
     def abstract_params(self) -> Any:
         """The same tree of jax.ShapeDtypeStruct, without computing anything."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
 
     def to_json(self) -> dict[str, Any]:
         """What model.json holds."""

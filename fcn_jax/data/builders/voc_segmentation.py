@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import scipy.io
 
-from fcn_jax.data import images
+from fcn_jax.data import images, lists
 from fcn_jax.data.builders import base
 
 SPLITS = ("train", "val", "trainval", "seg11valid", "sbd_train", "train_aug")
@@ -65,7 +65,7 @@ class VocSegmentation(base.SegmentationBuilder):
 
 def seg11valid_ids() -> list[str]:
     """The ids of data/pascal/seg11valid.txt in github.com/shelhamer/fcn.berkeleyvision.org at commit 1305c73."""
-    return base.read_list(pathlib.Path(__file__).with_name("seg11valid.txt"))
+    return [name for _, name in lists.read_lines(pathlib.Path(__file__).with_name("seg11valid.txt"))]
 
 
 def read_mat_label(path: pathlib.Path) -> np.ndarray:
@@ -96,11 +96,13 @@ def _train_aug(raw_dir: pathlib.Path) -> list[base.Example]:
 
 
 def _voc_ids(raw_dir: pathlib.Path, split: str) -> list[str]:
-    return base.read_list(_voc_folder(raw_dir) / "ImageSets" / "Segmentation" / f"{split}.txt")
+    folder = _voc_folder(raw_dir)
+    return lists.read_ids(folder / "ImageSets" / "Segmentation" / f"{split}.txt", folder / "JPEGImages")
 
 
 def _sbd_ids(raw_dir: pathlib.Path, split: str) -> list[str]:
-    return base.read_list(_sbd_folder(raw_dir) / f"{split}.txt")
+    folder = _sbd_folder(raw_dir)
+    return lists.read_ids(folder / f"{split}.txt", folder / "img")
 
 
 def _voc_examples(raw_dir: pathlib.Path, ids: Iterable[str]) -> list[base.Example]:
