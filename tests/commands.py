@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from unittest import mock
 
 import jax
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
+
+from fcn_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAME = "fcn_jax"  # absl's name for the module that is run
@@ -43,6 +45,11 @@ def _exit_code(module):
     return 0
 
 
+def _run(main, parser=cli.parse):
+    """cli.run, but for what it does to the streams and the home of the process."""
+    cli.guarded(main)(parser(sys.argv))
+
+
 def _leave(code):
     raise SystemExit(code)
 
@@ -60,11 +67,12 @@ def _as_a_process(argv) -> Iterator[None]:
         mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         mock.patch.object(logging.root, "handlers", []),
         mock.patch.object(os, "_exit", _leave),
-        mock.patch.object(app, "run", lambda main, flags_parser: main(flags_parser(sys.argv))),
+        mock.patch.object(cli, "run", _run),
         warnings.catch_warnings(),
         _no_flags(),
     ):
         warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)  # imported by another test
+        warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # ml_collections'
         try:
             yield
         finally:
@@ -87,7 +95,9 @@ def _no_flags() -> Iterator[None]:
 
 def _take_flags():
     """Removes the flags of this project's modules, and those of the keys of a config."""
-    own = [flag.name for module, found in flags.FLAGS.flags_by_module_dict().items() for flag in found if NAME in module]
+    own = [
+        flag.name for module, found in flags.FLAGS.flags_by_module_dict().items() for flag in found if NAME in module
+    ]
     taken = {name: flags.FLAGS[name] for name in flags.FLAGS if name in own or name.startswith("config.")}
     for name in taken:
         delattr(flags.FLAGS, name)
