@@ -17,6 +17,7 @@ import pytest
 from commands import command
 from layouts import make_label, voc_list, write_image, write_voc
 from PIL import Image
+from processes import mounted, needs_namespaces
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEMO = "--config=configs/fcn8s.py:demo"
@@ -234,19 +235,6 @@ def test_weights_that_are_not_there(voc, tmp_path):
     assert re.search("/nowhere/vgg16.h5", line), line
 
 
-needs_namespaces = pytest.mark.skipif(
-    subprocess.run(("unshare", "-rm", "true"), capture_output=True, check=False).returncode != 0
-    if pathlib.Path("/usr/bin/unshare").exists()
-    else True,
-    reason="needs Linux user namespaces for a file system of its own",
-)
-
-
-def mounted(options, script):
-    """Arguments that run a command with a small file system at $0, after `script`."""
-    return ("unshare", "-rm", "bash", "-ec", f'mount -t tmpfs {options} none "$0"; {script} exec "$@"')
-
-
 @needs_namespaces
 def test_full_disk(data_dir, tmp_path):
     """A disk with 300 kB: the first checkpoint does not fit."""
@@ -256,7 +244,7 @@ def test_full_disk(data_dir, tmp_path):
         "--config.model.fc_width=64",
         f"--config.data.data_dir={data_dir}",
         f"--workdir={tmp_path}/run",
-        wrap=(*mounted("-o size=300k", 'mkdir "$0/run";'), tmp_path),
+        wrap=mounted(tmp_path, "-o size=300k", 'mkdir "$0/run";'),
     )
     line = error_of(process)
     assert re.match("disk full: .*: free some space and give the same command again", line), line
@@ -269,7 +257,7 @@ def test_read_only_disk(data_dir, tmp_path):
         *TINY,
         f"--config.data.data_dir={data_dir}",
         f"--workdir={tmp_path}/run",
-        wrap=(*mounted("-o size=300k", 'mount -o remount,ro "$0";'), tmp_path),
+        wrap=mounted(tmp_path, "-o size=300k", 'mount -o remount,ro "$0";'),
     )
     line = error_of(process)
     assert re.match(r".*Read-only file system.*/run.*: name a folder that can be written", line), line

@@ -3,27 +3,24 @@
 import importlib.util
 import pathlib
 import re
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
+from commands import command
+from processes import mounted, needs_namespaces
 from test_export import Case, random_params
 
 from fcn_jax import checkpoint, export, weights
 from fcn_jax.train_state import TrainState
 
-ROOT = pathlib.Path(__file__).parents[1]
 CASE = Case("fcn16s", "same", "fixed")
 BESIDE = ("stablehlo", "torchfcn")
-# The command, where a package is not installed.
-WITHOUT = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_module('fcn_jax.export', None, '__main__')"
 
 
-def run(*arguments, wrap=(), without=""):
-    program = ("-c", WITHOUT, without) if without else ("-m", "fcn_jax.export")
-    command = (*wrap, sys.executable, *program, *map(str, arguments))
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(*arguments):
+    return command("fcn_jax.export", *arguments)
 
 
 def error_of(process):
@@ -46,7 +43,8 @@ def test_it_writes_a_file_and_says_how_to_use_it(format, converted, tmp_path):
     if format == "onnx":
         pytest.importorskip("onnx")
     output = tmp_path / "new" / f"fcn16s.{format}"
-    process = run(f"--checkpoint={converted}", f"--format={format}", f"--output={output}")
+    given = (f"--checkpoint={converted}", f"--format={format}", f"--output={output}")
+    process = processes.run("fcn_jax.export", *given) if format == "stablehlo" else run(*given)
     assert process.returncode == 0, process.stderr
     first, second = process.stderr.splitlines()
     assert first == f"{output}: {format}, {output.stat().st_size / 1e6:.1f} MB"
@@ -150,9 +148,9 @@ def test_the_class_of_pytorch_fcn_is_named(case, message):
         ("savedmodel", "tensorflow", "pip install tensorflow-cpu"),
     ],
 )
-def test_a_missing_package_is_named(format, package, remedy, converted, tmp_path):
-    arguments = (f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}")
-    line = error_of(run(*arguments, without=package))
+def test_a_missing_package_is_named(format, package, remedy, converted, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = error_of(run(f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}"))
     assert line == f"ValueError: --format={format} needs the package {package}: {remedy}\n"
     assert not list(tmp_path.iterdir())
 
@@ -208,31 +206,14 @@ FORMATS = [
         "savedmodel", marks=pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs TensorFlow")
     ),
 ]
-needs_namespaces = pytest.mark.skipif(
-    not pathlib.Path("/usr/bin/unshare").exists()
-    or subprocess.run(("unshare", "-rm", "true"), capture_output=True, check=False).returncode != 0,
-    reason="needs Linux user namespaces for a file system of its own",
-)
-
-
-def mounted(folder, options, script):
-    """Arguments that run a command with a small file system at `folder`, and `script` before and after it."""
-    before, after = script
-    return (
-        "unshare",
-        "-rm",
-        "bash",
-        "-c",
-        f'mount -t tmpfs {options} none "$0"; {before} "$@"; r=$?; {after} exit $r',
-        folder,
-    )
 
 
 @needs_namespaces
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk(format, converted, tmp_path):
-    wrap = mounted(tmp_path, "-o size=200k", ("", 'ls -A "$0";'))
-    process = run(f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}", wrap=wrap)
+    wrap = mounted(tmp_path, "-o size=200k", after='ls -A "$0";')
+    given = (f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}")
+    process = processes.run("fcn_jax.export", *given, wrap=wrap)
     line = error_of(process)
     assert re.match(f"disk full: '{tmp_path}/x' cannot be written: .*: free some space", line), line
     assert process.stdout == ""
@@ -240,8 +221,9 @@ def test_a_full_disk(format, converted, tmp_path):
 
 @needs_namespaces
 def test_a_read_only_disk(converted, tmp_path):
-    wrap = mounted(tmp_path, "-o size=9M", ('mount -o remount,ro "$0";', 'ls -A "$0";'))
-    process = run(f"--checkpoint={converted}", "--format=safetensors", f"--output={tmp_path / 'x'}", wrap=wrap)
+    wrap = mounted(tmp_path, "-o size=9M", 'mount -o remount,ro "$0";', 'ls -A "$0";')
+    given = (f"--checkpoint={converted}", "--format=safetensors", f"--output={tmp_path / 'x'}")
+    process = processes.run("fcn_jax.export", *given, wrap=wrap)
     assert error_of(process) == f"OSError: '{tmp_path}/x' cannot be written: its disk is read-only: name another\n"
     assert process.stdout == ""
 

@@ -19,8 +19,7 @@ import processes
 import pytest
 from jax.experimental import multihost_utils
 from layouts import make_label, voc_list, write_voc
-from processes import Job
-from test_commands import needs_namespaces
+from processes import Job, needs_namespaces
 
 from fcn_jax import checkpoint, optim, train_state
 from fcn_jax.damage import set_aside
