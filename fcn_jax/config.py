@@ -6,6 +6,7 @@ command line: `--config.steps=100,100,50`, `--config.init.random='conv*,fc6'`.
 
 import dataclasses
 import json
+import reprlib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,6 +15,8 @@ NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
 # What may differ when a run is resumed: nothing that its parameters depend on. Its stages may be extended, too.
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
 _STAGES = ("network", "steps", "learning_rate")
+_shown = reprlib.Repr()  # repr of what may be damaged: of limited length and depth
+_shown.maxstring = _shown.maxother = 100
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.backbone": ("vgg16",),
@@ -237,14 +240,17 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, default=list) + "\n"
 
 
+def completed(old: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.json, flat; a key that is newer than the run had its default."""
+    return {**flatten(json.loads(to_json(default()))), **flatten(old)}
+
+
 def changes(old: dict[str, Any], config: ConfigDict) -> list[str]:
     """What differs between a run's config.json and `config` and may not: 'model.width: 8 -> 16'."""
-    # A key that is newer than the run had its default.
-    before = {**flatten(json.loads(to_json(default()))), **flatten(old)}
-    after = flatten(json.loads(to_json(config)))
+    before, after = completed(old), flatten(json.loads(to_json(config)))
     may_change = (*MAY_CHANGE, *(_STAGES if _extends(before, after) else ()))
     return [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        f"{key if key.isprintable() else ascii(key)}: {_shown.repr(before.get(key))} -> {_shown.repr(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not any(f"{key}.".startswith(f"{may}.") for may in may_change)
     ]

@@ -31,11 +31,11 @@ def write_palette_png(path, label):
     image.save(path)
 
 
-def write_mat(path, label):
+def write_mat(path, label, compressed=True):
     """As SBD has them: struct GTcls with Boundaries, Segmentation and CategoriesPresent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {"Boundaries": np.zeros((20, 1)), "Segmentation": label, "CategoriesPresent": np.unique(label)}
-    scipy.io.savemat(path, {"GTcls": fields}, do_compression=True)
+    scipy.io.savemat(path, {"GTcls": fields}, do_compression=compressed)
 
 
 def write_list(path, ids):

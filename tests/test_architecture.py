@@ -9,9 +9,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "fcn_jax"
 # What each part may import of the package.
 ALLOWED = {
-    "models": {"models"},
+    "models": {"json_file", "models"},
     "data": {"data", "download"},
     "weights": {"weights", "checkpoint", "download", "models"},
+    "json_file": set(),
     "losses": set(),
     "metrics": set(),
     "optim": set(),

@@ -1,12 +1,15 @@
 """model.json: all that evaluation, prediction and export must know to build a network around its parameters."""
 
 import dataclasses
-import json
+import math
+import reprlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fcn_jax import json_file
 from fcn_jax.models import fcn
 from fcn_jax.models.layers import MEAN_BGR
 
@@ -16,6 +19,34 @@ _CHOICES = {
     "backbone": tuple(fcn.BACKBONES),
     "geometry": fcn.GEOMETRIES,
     "upsampling": fcn.UPSAMPLINGS,
+}
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 3 and all(_is_whole(part, 0, 255) for part in value)
+
+
+def _is_channel(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
+def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= 255 and all(map(check, value))
+
+
+_WIDTH = (lambda value: _is_whole(value, 1, 2**16), "a whole number from 1 to 65536")
+# What the others must be, and how that is said; 255 is void.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "at_once": (lambda value: isinstance(value, bool), "true or false"),
+    "width": _WIDTH,
+    "fc_width": _WIDTH,
+    "class_names": (_list_of(lambda name: isinstance(name, str) and name.isprintable()), "1 to 255 printable names"),
+    "palette": (_list_of(_is_colour), "1 to 255 colours of three whole numbers from 0 to 255"),
+    "mean": (_list_of(_is_channel), "one number per input channel"),
 }
 
 
@@ -75,13 +106,21 @@ class ModelSpec:
         data = dict(data)
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
-            raise ValueError(f"{where}: format_version {version!r}, but this version of fcn_jax reads {FORMAT_VERSION}")
+            found = reprlib.repr(version)
+            raise ValueError(f"{where}: format_version {found}, but this version of fcn_jax reads {FORMAT_VERSION}")
         data.setdefault("mean", MEAN_BGR)  # model.json did not always have it
         if data.keys() != fields:
-            raise ValueError(f"{where}: keys {sorted(data.keys() ^ fields)} are missing or unknown")
+            raise ValueError(f"{where}: keys {reprlib.repr(sorted(data.keys() ^ fields))} are missing or unknown")
         for key, choices in _CHOICES.items():
             if data[key] not in choices:
-                raise ValueError(f"{where}: {key} {data[key]!r} is unknown, choose from {', '.join(choices)}")
+                found = reprlib.repr(data[key])
+                raise ValueError(f"{where}: {key} {found} is unknown, choose from {', '.join(choices)}")
+        for key, (holds, wanted) in _RULES.items():
+            if not holds(data[key]):
+                raise ValueError(f"{where}: {key} is {reprlib.repr(data[key])}, wanted {wanted}")
+        classes, colours = len(data["class_names"]), len(data["palette"])
+        if classes != colours:
+            raise ValueError(f"{where}: there are {classes} class_names but {colours} colours in the palette")
         data["mean"] = tuple(data["mean"])
         data["class_names"] = tuple(data["class_names"])
         data["palette"] = tuple(tuple(colour) for colour in data["palette"])
@@ -94,6 +133,5 @@ class ModelSpec:
 
 
 def read(path: Any) -> ModelSpec:
-    """The spec in the model.json at `path`."""
-    with open(path) as file:
-        return ModelSpec.from_json(json.load(file), str(path))
+    """The spec in the model.json at `path`; ValueError that names the file for anything else."""
+    return ModelSpec.from_json(json_file.read(path), str(path))

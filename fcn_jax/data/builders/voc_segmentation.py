@@ -8,9 +8,8 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import scipy.io
 
-from fcn_jax.data import images, lists
+from fcn_jax.data import images, lists, mat_file
 from fcn_jax.data.builders import base
 
 SPLITS = ("train", "val", "trainval", "seg11valid", "sbd_train", "train_aug")
@@ -71,9 +70,9 @@ def seg11valid_ids() -> list[str]:
 def read_mat_label(path: pathlib.Path) -> np.ndarray:
     """SBD's annotation of classes, GTcls.Segmentation of the .mat file at `path`, as uint8 [H, W]."""
     try:
-        label = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
-    except Exception as error:  # loadmat raises many kinds on a damaged file, some of its own
-        what = f"label {str(path)!r} cannot be read ({type(error).__name__}: {error})"
+        label = mat_file.read_field(path.read_bytes(), "GTcls", "Segmentation")
+    except ValueError as error:
+        what = f"label {str(path)!r} cannot be read ({error})"
         raise images.CorruptError(what, "replace the file or take it from the list") from None
     if label.dtype != np.uint8 or label.ndim != 2:
         raise ValueError(f"label {str(path)!r} is {label.dtype} {list(label.shape)}: SBD's class ids are uint8 [H, W]")
