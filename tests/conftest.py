@@ -24,7 +24,22 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # The longest first, so that the workers end together.
-ORDER = ()
+ORDER = (
+    "test_topology.py",
+    "test_faults.py",
+    "test_export.py",
+    "test_parity.py",
+    "test_configs.py",
+    "test_commands.py",
+    "test_train.py",
+    "test_train_state.py",
+    "test_convert.py",
+    "test_export_command.py",
+    "test_machines.py",
+    "test_multiscale.py",
+    "test_models.py",
+    "test_launch.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=5, help="how often test_killed_at_random_moments kills its run")
+    parser.addoption("--kills", type=int, default=3, help="how often test_killed_at_random_moments kills its run")
 
 
 @pytest.fixture(scope="session")
