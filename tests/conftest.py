@@ -1,5 +1,6 @@
 """Four CPU devices, and whatever JAX would silently promote is an error."""
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -44,6 +45,14 @@ ORDER = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else len(ORDER))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a package that is not installed; `pytest -m parity` is all of it."""
+    for marker in item.iter_markers("parity"):
+        for package in marker.args:
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"needs {package}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,7 +36,7 @@ def error_of(process):
 
 def networks():
     """The PyTorch networks of the release, narrow, with random weights, by the name that --model has for them."""
-    torch = pytest.importorskip("torch")
+    import torch
     import torch_reference
 
     torch.manual_seed(0)
@@ -85,9 +85,10 @@ def write(network, path, kind):
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "legacy pth", "safetensors"])
 def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
-    torch = pytest.importorskip("torch")
+    import torch
     import torch_reference
 
     for name, network in networks().items():
@@ -112,6 +113,7 @@ def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parity("torch")
 def test_a_pytorch_8s_must_be_told_from_an_at_once_one(tmp_path):
     network = networks()["fcn8s"]
     write(network, tmp_path / "w", "pth")

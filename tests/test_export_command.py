@@ -1,6 +1,5 @@
 """python -m fcn_jax.export as its users run it: what it writes, what it says, and that a failure leaves nothing."""
 
-import importlib.util
 import pathlib
 import re
 import sys
@@ -38,10 +37,11 @@ def converted(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx", "safetensors"])
+ONNX = pytest.param("onnx", marks=pytest.mark.parity("onnx"))
+
+
+@pytest.mark.parametrize("format", ["stablehlo", ONNX, "safetensors"])
 def test_it_writes_a_file_and_says_how_to_use_it(format, converted, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnx")
     output = tmp_path / "new" / f"fcn16s.{format}"
     given = (f"--checkpoint={converted}", f"--format={format}", f"--output={output}")
     process = processes.run("fcn_jax.export", *given) if format == "stablehlo" else run(*given)
@@ -136,9 +136,13 @@ def test_pytorch_fcn_has_no_other_means_or_scales(case, message):
 )
 def test_the_class_of_pytorch_fcn_is_named(case, message):
     spec = case.spec(width=64, fc_width=4096, classes=21)
-    if importlib.util.find_spec("torch"):
-        export.torchfcn.check(spec)
     assert re.search(message, export.torchfcn.usage(pathlib.Path("x.pth"), spec))
+
+
+@pytest.mark.parity("torch")
+@pytest.mark.parametrize("case", [Case("fcn32s", "caffe", "fixed", at_once=True), Case("fcn8s", "caffe", "learned")])
+def test_pytorch_fcn_has_networks_of_full_width(case):
+    export.torchfcn.check(case.spec(width=64, fc_width=4096, classes=21))
 
 
 @pytest.mark.parametrize(
@@ -169,10 +173,8 @@ def test_a_package_that_is_broken_is_no_missing_one(monkeypatch, tmp_path):
         export.onnx.check(CASE.spec())
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("format", ["stablehlo", ONNX])
 def test_more_than_2_gib_are_refused(format, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnx")
     huge = {"fc6": {"kernel": np.broadcast_to(np.float32(0), (7, 7, 512, 21400))}}
     with pytest.raises(ValueError, match=f"take 2.0 GiB, and --format={format} ends at 2: take --format=safetensors"):
         export.write(huge, CASE.spec(), format, tmp_path / "x")
@@ -198,14 +200,7 @@ def test_what_a_killed_command_left_is_replaced(converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-FORMATS = [
-    "stablehlo",
-    pytest.param("onnx", marks=pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs onnx")),
-    "safetensors",
-    pytest.param(
-        "savedmodel", marks=pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs TensorFlow")
-    ),
-]
+FORMATS = ["stablehlo", ONNX, "safetensors", pytest.param("savedmodel", marks=pytest.mark.parity("tensorflow"))]
 
 
 @needs_namespaces
