@@ -7,7 +7,6 @@ wrote no SHA256SUMS.
 
 import contextlib
 import glob
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -21,13 +20,13 @@ from etils.epath.gpath import PosixGPath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 from orbax.checkpoint.path import atomicity
 
-from fcn_jax import digests
+from fcn_jax import digests, integrity, json_file
 from fcn_jax import workdir as workdir_lib
+from fcn_jax.integrity import MODEL_JSON
 from fcn_jax.models import spec as model_spec
 from fcn_jax.sharding import make_mesh, replicated
 from fcn_jax.train_state import TrainState
 
-MODEL_JSON = "model/model.json"
 METRIC = "mean_iou"
 _PIECE = 32 * 2**20  # bytes
 _PLAIN = {"scales": [1.0], "flip": False}  # how images were scored before the checkpoints said so
@@ -198,11 +197,10 @@ def best_step(workdir: str | pathlib.Path) -> int | None:
 
 
 def _read_metrics(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads(path.read_text())
-        return {**metrics, METRIC: float(metrics[METRIC])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): take the latest step instead of the best") from None
+    metrics = json_file.read(path)
+    if not isinstance(metrics.get(METRIC), float | int):
+        raise ValueError(f"{path} has no {METRIC}: take the latest step instead of the best")
+    return metrics
 
 
 def find(path: str | pathlib.Path, which: str = "best") -> pathlib.Path:
@@ -235,10 +233,9 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
     Raises:
       ValueError: a file of it is not what was written, or model.json is not one that this version reads.
     """
-    if (directory / digests.NAME).exists():
-        reason = digests.damage(directory, skip=["train"])
-        if reason:
-            raise ValueError(f"the checkpoint {directory} is damaged ({reason}): take another step or a copy of it")
+    reason = integrity.flaw(directory, ["params"])
+    if reason:
+        raise ValueError(f"the checkpoint {directory} is damaged ({reason}): take another step or a copy of it")
     spec = model_spec.read(directory / MODEL_JSON)
     alone = jax.process_count() == 1
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if alone else replicated(make_mesh())

@@ -1,18 +1,14 @@
 """Checkpoints that a kill, a full disk or a bad one has damaged: found before they are read, and set aside."""
 
-import json
 import logging
 import pathlib
 
-import tensorstore
-
-from fcn_jax import checkpoint, digests
-from fcn_jax.models import spec as model_spec
+from fcn_jax import digests, integrity
 
 log = logging.getLogger(__name__)
 
 # What a folder with a number for a name must have one of to be a checkpoint.
-_MARKS = ("params", "train", "model", "metrics", "_CHECKPOINT_METADATA", digests.NAME)
+_MARKS = (*integrity.ITEMS, "model", "metrics", "_CHECKPOINT_METADATA", digests.NAME)
 
 
 def set_aside(workdir: pathlib.Path) -> str:
@@ -62,31 +58,4 @@ def _damage(directory: pathlib.Path, *, arrays: bool) -> str:
     """Why a folder with a number for a name cannot be read as a checkpoint, empty if it can."""
     if not _is_checkpoint(directory) or directory.name != str(int(directory.name)):
         return "it is no checkpoint of a run"
-    if (directory / digests.NAME).exists():
-        return digests.damage(directory, skip=() if arrays else ("params", "train"))
-    try:
-        _read(directory, arrays=arrays)
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:  # by which byte is missing
-        lines = str(error).splitlines() or [type(error).__name__]
-        return lines[0][:100]
-    return ""
-
-
-def _read(directory: pathlib.Path, *, arrays: bool) -> None:
-    """Reads a checkpoint without digests: one after the other, what Orbax would read all at once.
-
-    Where that fails, its threads that are still at it print a traceback each.
-    """
-    model_spec.read(directory / checkpoint.MODEL_JSON)
-    for path in (*directory.glob("metrics/metrics"), *directory.glob("*/array_metadatas/*")):
-        json.loads(path.read_text())
-    for item in ("params", "train") if arrays else ():
-        saved = json.loads((directory / item / "_METADATA").read_text())
-        driver = "zarr3" if saved["use_zarr3"] else "zarr"
-        folder = {"driver": "file", "path": f"{directory / item}/"}
-        for leaf in saved["tree_metadata"].values():
-            if leaf["value_metadata"]["value_type"] == "None":
-                continue
-            name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
-            store = {"driver": "ocdbt", "base": folder, "path": name}
-            tensorstore.open({"driver": driver, "kvstore": store}, read=True).result().read().result()
+    return integrity.flaw(directory, integrity.ITEMS if arrays else ())

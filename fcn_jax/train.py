@@ -25,6 +25,7 @@ from fcn_jax import (
     damage,
     distributed,
     evaluate,
+    json_file,
     metrics,
     optim,
     progress,
@@ -418,7 +419,7 @@ def _check_frozen(run: Run, stages: list[config_lib.Stage]) -> None:
 def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Raises ValueError where config.json of a run and `config` differ in what may not."""
     path = workdir / "config.json"
-    changes = config_lib.changes(json.loads(path.read_text()), config) if path.exists() else []
+    changes = config_lib.changes(json_file.read(path), config) if path.exists() else []
     if changes:
         raise ValueError(
             f"use another --workdir, or delete {workdir}, which holds a run with another config: {'; '.join(changes)}"
@@ -429,7 +430,7 @@ def _tell_of_extension(config: ConfigDict, workdir: pathlib.Path, step: int) -> 
     """Says what becomes of the schedule of a run whose steps were raised; config.json is that of the last start."""
     path = workdir / "config.json"
     if step and path.exists():
-        before, now = sum(json.loads(path.read_text())["steps"]), sum(config.steps)
+        before, now = sum(config_lib.completed(json_file.read(path))["steps"]), sum(config.steps)
         if before != now:
             rule = f"from step {step + 1} on the learning rate is that of a run of {now} steps"
             log.info("extended from %d to %d steps: %s", before, now, rule)
@@ -439,16 +440,18 @@ def _forget_curves_after(workdir: pathlib.Path, step: int) -> None:
     """Takes the points after the step that a run goes on from out of curves.jsonl: they come again."""
     path = workdir / "curves.jsonl"
     if path.exists():
-        rows = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        lines = path.read_bytes().decode("ascii", "replace").splitlines()
+        rows = [line for line in lines if _step_of(line) <= step]
         workdir_lib.write(path, "".join(f"{row}\n" for row in rows))
 
 
 def _step_of(line: str) -> float:
     """Of a line of curves.jsonl; infinite if a full disk or a power cut has left half of it."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return found if isinstance(found, int) else math.inf
 
 
 def _write_curve(run: Run, step: int, values: dict[str, float]) -> None:

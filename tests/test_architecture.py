@@ -29,8 +29,9 @@ ALLOWED = {
     "multiscale": set(),
     "train_state": {"losses", "metrics", "multiscale"},
     "digests": set(),
-    "checkpoint": {"digests", "models", "sharding", "train_state", "workdir"},
-    "damage": {"checkpoint", "digests", "models"},
+    "integrity": {"digests", "json_file", "models"},
+    "checkpoint": {"digests", "integrity", "json_file", "models", "sharding", "train_state", "workdir"},
+    "damage": {"digests", "integrity"},
     "predictor": {"checkpoint", "models", "multiscale"},
 }
 

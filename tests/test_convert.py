@@ -241,7 +241,7 @@ def test_imagenet_weights_become_an_fcn8s(tmp_path):
         ),
         (None, ("SOURCE", "--output=tests"), "--output='tests' exists: name a new folder"),
         ("truncated", ("SOURCE",), "is truncated or damaged"),
-        ("wrong format", ("SOURCE",), "is in no known format; known: Caffe's .caffemodel"),
+        ("wrong format", ("SOURCE",), "is in no known format: it is a web page"),
         ("nan", ("SOURCE",), "conv2_1/bias has NaN or infinite values; the file is damaged"),
     ],
 )

@@ -74,7 +74,10 @@ def test_image_and_label_side_by_side(root):
             r"2 of 2 files .* missing, first '.*/a,b\.jpg': complete the folder .* list",
         ),
         (b"a\nA\n", FileNotFoundError, r"2 of 4 files .* missing, first '.*/A\.jpg' \(there is 'a\.jpg'\)"),
-        (b"a\n../JPEGImages/z\n", FileNotFoundError, r"2 of 4 files .* missing"),
+        (b"a\nz\n", FileNotFoundError, r"2 of 4 files .* missing, first '.*/z\.jpg': complete"),
+        (b"a\n../JPEGImages/z\n", ValueError, r"line 2 \('\.\./JPEGImages/z'\), names no image of the data set"),
+        (b"/etc/passwd\n", ValueError, r"line 1 \('/etc/passwd'\), names no image of the data set"),
+        (b"n" * 300, ValueError, r"line 1 \('n{80}'\), names no image of the data set"),
         (b"# nothing\n\n", ValueError, None),
     ],
 )

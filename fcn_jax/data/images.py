@@ -1,6 +1,7 @@
 """Image files to arrays and back, strictly: one decoder for preparing, training and prediction."""
 
 import contextlib
+import ctypes
 import io
 import math
 import pathlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 VOID = 255
@@ -40,6 +42,17 @@ _OTHERS = {
 }
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")  # of what may say how a PNG is to be turned
 _lock = threading.Lock()
+
+
+def _hush_libtiff() -> None:
+    """It prints what it finds wrong with a file, past Python; the error that Pillow raises says as much."""
+    for path in pathlib.Path(PIL.__file__).parents[1].glob("pillow.libs/libtiff*"):
+        library = ctypes.CDLL(str(path))
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+
+
+_hush_libtiff()
 
 
 class CorruptError(ValueError):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 log = logging.getLogger(__name__)
 
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_LONGEST = 200  # characters of an id: names of files have at most 255 bytes
 _SUFFIX = re.compile(r"\.(jpe?g|jfif|png|bmp|tiff?|gif|webp|mat)$", re.IGNORECASE)
 
 
@@ -26,7 +27,8 @@ def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
     lines = re.split(r"\r\n|\r|\n", _decode(path))
     for number, line in enumerate(lines, 1):
         if "\0" in line or "\ufffd" in line:
-            raise ValueError(f"split list {str(path)!r}, line {number} ({line!r}), is not UTF-8 text: save it as UTF-8")
+            shown = f"line {number} ({line[:80]!r})"
+            raise ValueError(f"split list {str(path)!r}, {shown}, is not UTF-8 text: save it as UTF-8")
     numbered = ((number, line.strip()) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
 
@@ -49,7 +51,7 @@ def _once(path: pathlib.Path, numbered: Iterable[tuple[int, str]]) -> list[str]:
     again = [(number, name) for number, name in numbered if first.setdefault(name, number) != number]
     if again:
         number, name = again[0]
-        twice = f"{name!r} in lines {first[name]} and {number}"
+        twice = f"{name[:80]!r} in lines {first[name]} and {number}"
         log.warning("%s names %d images more than once (%s): each counts once", path, len(again), twice)
     return list(first)
 
@@ -59,14 +61,17 @@ def _id(path: pathlib.Path, number: int, line: str, stems: dict[str, str]) -> st
     columns = line.split()
     if len(columns) == 2 and columns[1] in ("-1", "0", "1") and line not in stems:
         raise ValueError(
-            f"split list {str(path)!r}, line {number} ({line!r}), is of the images of one class and says yes or no:"
-            " give a list of ids"
+            f"split list {str(path)!r}, line {number} ({line[:80]!r}), is of the images of one class and says yes or"
+            " no: give a list of ids"
         )
     for names in ([line], columns):
         found = {_stem(name) for name in names}
         if len(found) == 1 and (name := found.pop()) in stems:
             return stems[name]
-    return unicodedata.normalize("NFC", line.removeprefix("./"))
+    name = unicodedata.normalize("NFC", line.removeprefix("./"))
+    if len(name) > _LONGEST or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"split list {str(path)!r}, line {number} ({name[:80]!r}), names no image of the data set")
+    return name
 
 
 def _stem(name: str) -> str:

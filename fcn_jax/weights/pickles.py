@@ -14,6 +14,30 @@ class Forbidden(pickle.UnpicklingError):
     """A pickle asks for what its format has no need of."""
 
 
+class Opaque:
+    """Stands for an object that is read past: it takes whatever a pickle does to it, and does nothing.
+
+    Attributes:
+      asked: what the pickle calls its class, or the function that would give it: 'argparse.Namespace'.
+    """
+
+    asked = ""
+
+    def __new__(cls, *_: object, **__: object) -> "Opaque":
+        return object.__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def _ignore(self, *_: object) -> None:
+        pass
+
+    def __call__(self, *_: object, **__: object) -> "Opaque":
+        return self
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+
 class _Dtype:
     """numpy.dtype(code), whose state tells the byte order. Numbers and Python objects alone."""
 
@@ -72,15 +96,33 @@ ARRAYS: dict[tuple[str, str], Any] = {
 }
 
 
+# Each class that is read past costs memory, a hundred times what it takes to name it.
+_MAX_PASSED = 1000
+
+
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, admitted: Mapping[tuple[str, str], Any], what: str, refer: Callable[[Any], Any]):
+    def __init__(
+        self,
+        file: Any,
+        admitted: Mapping[tuple[str, str], Any],
+        what: str,
+        refer: Callable[[Any], Any],
+        passed: dict[str, type[Opaque]] | None,
+    ):
         super().__init__(file, encoding="latin1")  # of the strings of Python 2, which hold arrays' data too
-        self._admitted, self._what, self._refer = admitted, what, refer
+        self._admitted, self._what, self._refer, self._passed = admitted, what, refer, passed
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._admitted:
-            raise Forbidden(f"it asks for {module}.{name}, and nothing but {self._what} is admitted")
-        return self._admitted[module, name]
+        if (module, name) in self._admitted:
+            return self._admitted[module, name]
+        asked = f"{module}.{name}"
+        if self._passed is None:
+            raise Forbidden(f"it asks for {asked}, and nothing but {self._what} is admitted")
+        if asked not in self._passed:
+            if len(self._passed) == _MAX_PASSED:
+                raise Forbidden(f"it asks for more than {_MAX_PASSED} classes, and nothing but {self._what} is read")
+            self._passed[asked] = type("Opaque", (Opaque,), {"asked": asked})
+        return self._passed[asked]
 
     def persistent_load(self, pid: Any) -> Any:
         return self._refer(pid)
@@ -97,6 +139,7 @@ def load(
     admitted: Mapping[tuple[str, str], Any] = ARRAYS,
     what: str = "NumPy arrays",
     refer: Callable[[Any], Any] = _refer_to_nothing,
+    passed: dict[str, type[Opaque]] | None = None,
 ) -> Any:
     """Reads one pickle of dicts, lists, numbers, strings and what `admitted` names.
 
@@ -106,15 +149,17 @@ def load(
       admitted: {(module, name): what stands for it}; it must be harmless whatever it is called with.
       what: names `admitted` in messages.
       refer: gives the object that a persistent id stands for.
+      passed: where anything else is to be read past: takes what was asked for, and the `Opaque` that stands for it.
 
     Raises:
-      ValueError: it is truncated or damaged, or asks for any other class or function (named in the message).
+      ValueError: it is truncated or damaged, or asks for any other class or function (named in the message), and
+        these are not to be read past.
     """
     try:
         start = file.tell()
         _check(file)
         file.seek(start)
-        return _Unpickler(file, admitted, what, refer).load()
+        return _Unpickler(file, admitted, what, refer, passed).load()
     except Exception as error:  # a damaged pickle, or the archive around it, can raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "" if isinstance(error, Forbidden) else "; it is truncated or damaged, get it again"

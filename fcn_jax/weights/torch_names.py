@@ -1,8 +1,9 @@
 """PyTorch's names and layouts of VGG16 and of FCNs on it: what .pth and .safetensors files have in common."""
 
+import collections
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +20,12 @@ _LAYERS = {
     **{"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"},
     **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},  # timm
 }
+# jcjohnson's vgg16-00b39a1b.pth, in whose classifier dropout comes first.
+_DROPOUT_FIRST = {"classifier.1": "fc6", "classifier.4": "fc7"}
+# What DataParallel, torch.compile, FSDP and activation checkpointing put into names, at any place.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_FIRST = re.compile(r"((?:.*\.)?)(?:conv1_1|features\.0)\.weight")
+_NUMBERED = re.compile(r"((?:.*\.)?)(\d+)\.(?:weight|bias)")
 # Fully connected layers, and the size of the map that each sees.
 SIZES = {"fc6": 7, "fc7": 1, "fc8": 1}
 
@@ -35,27 +42,35 @@ def convert(
 
     Args:
       tensors: {'conv1_1.weight': [64, 3, 3, 3], ...} by the paper's names, or {'features.0.weight': ...} by
-        torchvision's or timm's.
+        torchvision's or timm's; wrappers (module., _orig_mod.) and what stands before all of these are stripped.
       path: names the file in messages.
       model, at_once: as in `common.Weights`.
 
     Returns:
-      the weights. What is not of VGG16 or an FCN keeps its name: 'x.weight' is 'x/kernel', 'x.y' is 'x/y'.
+      the weights. What is not of VGG16 or an FCN keeps its name: 'x.weight' is 'x/kernel', 'x.y' is 'x/y'. What has
+      no dot in its name is of no layer, and passed over.
 
     Raises:
-      ValueError: other networks' names, a layer that cannot be one of VGG16's, an array that holds no numbers.
+      ValueError: other networks' names, several networks, a layer that cannot be one of VGG16's, an array that holds no
+        numbers.
     """
-    tensors = _without_prefix(tensors)
+    tensors, remarks = _plain_names(tensors, path)
     torchvision = "conv1_1.weight" not in tensors
     _check_names(tensors, path)
+    loose = [name for name in tensors if "." not in name]  # of no layer: a counter, the state of a generator
+    remarks += common.passed_over([f"{name} (tensor)" for name in loose])
+    dropout_first = {f"{layer}.weight" for layer in _DROPOUT_FIRST} <= tensors.keys()
+    known = {**_LAYERS, **(_DROPOUT_FIRST if dropout_first else {})}
     arrays: common.Arrays = {}
     notes: dict[str, str] = {}
     for torch_name, tensor in tensors.items():
-        layer, _, part = torch_name.rpartition(".")
+        layer, dot, part = torch_name.rpartition(".")
+        if not dot:
+            continue
         if torchvision:
-            layer = _LAYERS.get(layer, layer)
+            layer = known.get(layer, layer)
         part = "kernel" if part == "weight" else part
-        name = f"{layer}/{part}" if layer else part
+        name = f"{layer}/{part}"
         if name in arrays:
             raise ValueError(f"{path} has {name} twice, once as {torch_name}; leave one of them out")
         try:
@@ -68,7 +83,7 @@ def convert(
         arrays[name] = array
         if done:
             notes[name] = ", ".join(done)
-    return common.Weights(arrays, notes, _convention(arrays, torchvision, model, path), model, at_once)
+    return common.Weights(arrays, notes, _convention(arrays, torchvision, model, path), model, at_once, remarks)
 
 
 def as_float32(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -97,11 +112,48 @@ def _kernel(layer: str, weight: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return weight, []
 
 
-def _without_prefix(tensors: common.Arrays) -> common.Arrays:
-    """'module.' is what DataParallel puts before every name."""
-    while tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+def prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the names of a VGG16, once for each that is there: ['model.'] for model.features.0.weight.
+
+    Without 'features.' the numbers tell: of torchvision's VGGs this alone has convolutions at 0, 2, ..., 28.
+    """
+    names = [_unwrapped(name) for name in names]
+    numbers = collections.defaultdict(set)
+    for match in filter(None, map(_NUMBERED.fullmatch, names)):
+        numbers[match[1]].add(match[2])
+    bare = [prefix for prefix, found in numbers.items() if found == {str(number) for number in _FEATURES}]
+    named = [match[1] for match in map(_FIRST.fullmatch, names) if match]
+    return list(dict.fromkeys([*named, *(prefix for prefix in bare if not prefix.endswith("features."))]))
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _plain_names(tensors: common.Arrays, path: pathlib.Path) -> tuple[common.Arrays, tuple[str, ...]]:
+    """The arrays of one network without wrappers and prefix in their names, and what was stripped and passed over."""
+    stripped = sorted({f"{part}." for name in tensors for part in name.split(".") if part in _WRAPPERS})
+    tensors = _renamed(tensors, _unwrapped, path)
+    found = prefixes(tensors)
+    prefix = common.the_plain(found, path) if found else ""
+    others = tuple(other for other in found if other != prefix)
+    tensors = {name: tensor for name, tensor in tensors.items() if not (others and name.startswith(others))}
+    tensors = _renamed(tensors, lambda name: name.removeprefix(prefix), path)
+    if "0.weight" in tensors and prefixes(tensors) == [""]:
+        tensors = _renamed(tensors, lambda name: f"features.{name}" if name[:1].isdigit() else name, path)
+    stripped += [prefix] if prefix else []
+    remarks = (f"stripped from names: {common.listed(stripped)}",) if stripped else ()
+    return tensors, remarks + common.passed_over([f"{other}* (another network)" for other in others])
+
+
+def _renamed(tensors: common.Arrays, rename: Callable[[str], str], path: pathlib.Path) -> common.Arrays:
+    renamed: common.Arrays = {}
+    for name, tensor in tensors.items():
+        short = rename(name)
+        if short in renamed:
+            raise ValueError(f"{path} has {short[:80]!r} twice, once as {name[:80]!r}; leave one of them out")
+        renamed[short] = tensor
+    return renamed
 
 
 def _check_names(names: Iterable[str], path: pathlib.Path) -> None:
