@@ -196,11 +196,11 @@ def test_two_processes_go_on_at_the_border_of_two_stages(data_dir, tmp_path):
     stderr = processes.finish(*run, f"--workdir={tmp_path}/again", processes=2)
     assert f"resuming {tmp_path}/again at step 4 of 8" in stderr
     processes.assert_identical(processes.state(tmp_path / "again"), processes.state(tmp_path / "whole"))
-    one = ("--config.network=fcn16s", "--config.steps=1,", "--config.learning_rate=1e-4,")
+    one = ("--config.network=fcn16s", "--config.steps=2,", "--config.learning_rate=1e-4,")
     run = [argument for argument in run if argument not in stages]
     started = (*run, *one, f"--config.init.weights={tmp_path}/whole", f"--workdir={tmp_path}/started")
     stderr = processes.finish(*started, "--config.init.skip=score_pool4", "--config.init.random=", processes=2)
-    assert "done: step 1" in stderr
+    assert "done: step 2" in stderr
 
 
 # --- what every process reads --------------------------------------------------------------------------------------
