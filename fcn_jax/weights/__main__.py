@@ -1,6 +1,7 @@
 """Converts pretrained weights: python -m fcn_jax.weights SOURCE --output=DIR"""
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,9 @@ def main(argv: Sequence[str]) -> None:
     print(convert.describe(spec))
     if output is not None:
         convert.write(output, params, spec)
+        quoted = shlex.quote(str(output))
         print(
-            f"{output}: use it by --config.init.weights={output}, fcn_jax.predict --checkpoint={output}, or --mode=eval"
+            f"{output}: use it by --config.init.weights={quoted}, fcn_jax.predict --checkpoint={quoted}, or --mode=eval"
         )
 
 

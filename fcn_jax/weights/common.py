@@ -80,6 +80,12 @@ class Weights(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
+def told(error: Exception) -> str:
+    """What an error says, which may quote a damaged file: in one printable line of limited length."""
+    text = " ".join(str(error).split())[:300]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) or type(error).__name__
+
+
 def listed(names: Iterable[object], most: int = 8) -> str:
     """'epoch, optimizer, ... (5 more)': `most` names at most, each in one line and no longer than 60 characters."""
     texts = [name if name.isprintable() else repr(name) for name in map(str, names)]

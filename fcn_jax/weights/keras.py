@@ -9,6 +9,8 @@ number, in the layers' order; .keras is a zip around that. Attributes are not re
 import io
 import pathlib
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +24,24 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 _IN_ZIP = "model.weights.h5"
 # Datasets that claim more than so many times the file's size are refused: weights shrink by a tenth.
 _MAX_RATIO = 100
+_SECONDS = 300  # that HDF5 may take; half a gigabyte takes one
+_WALK = f"""
+import io, resource, sys, zipfile, h5py
+path, member, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
+soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS // 5}, hard))
+with open(path, "rb") as file:
+    zipped = file.read(2) == b"PK"
+source = io.BytesIO(zipfile.ZipFile(path).read(member)) if zipped else path
+def visit(name, item):
+    global most
+    if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and not item.external and not item.is_virtual:
+        most -= item.nbytes
+        if most >= 0:
+            item[()]
+with h5py.File(source, "r") as file:
+    file.visititems(visit)
+"""
 _LAYERS = {
     **{f"block{layer[4]}_conv{layer[6]}": layer for layer in common.CONVOLUTIONS},
     "fc1": "fc6",
@@ -56,11 +76,13 @@ def read(path: pathlib.Path) -> common.Weights:
     import h5py  # takes a while, and only this format needs it
 
     passed: list[str] = []
+    most = _MAX_RATIO * path.stat().st_size
+    _rehearse(path, most)
     try:
         with h5py.File(_source(path), "r") as file:
-            found = _datasets(file, _MAX_RATIO * path.stat().st_size, passed)
-    except (OSError, KeyError, RuntimeError) as error:  # what h5py raises for damage, by where it is
-        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
+            found = _datasets(file, most, passed)
+    except (OSError, KeyError, RuntimeError, TypeError) as error:  # what h5py raises for damage, by where it is
+        raise ValueError(f"{path} is truncated or damaged ({common.told(error)}); download it again") from error
     named, remarks = _named(found, path)
     arrays: common.Arrays = {}
     notes: dict[str, str] = {}
@@ -73,6 +95,17 @@ def read(path: pathlib.Path) -> common.Weights:
         arrays[name] = array
         notes |= {name: ", ".join(done)} if done else {}
     return common.Weights(arrays, notes, common.VGG, remarks=(*remarks, *common.passed_over(passed)))
+
+
+def _rehearse(path: pathlib.Path, most: int) -> None:
+    """Reads the file in a process of its own: on some damaged ones the HDF5 library hangs, or ends the process."""
+    command = [sys.executable, "-c", _WALK, str(path), _IN_ZIP, str(most)]
+    try:
+        code = subprocess.run(command, timeout=_SECONDS, capture_output=True).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    if code < 0:  # an error of Python's comes again, and is told
+        raise ValueError(f"{path} is truncated or damaged (its HDF5 cannot be walked through); download it again")
 
 
 def _source(path: pathlib.Path) -> pathlib.Path | io.BytesIO:

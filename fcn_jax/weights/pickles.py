@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from fcn_jax.weights import common
+
 
 class Forbidden(pickle.UnpicklingError):
     """A pickle asks for what its format has no need of."""
@@ -161,9 +163,8 @@ def load(
         file.seek(start)
         return _Unpickler(file, admitted, what, refer, passed).load()
     except Exception as error:  # a damaged pickle, or the archive around it, can raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         remedy = "" if isinstance(error, Forbidden) else "; it is truncated or damaged, get it again"
-        raise ValueError(f"cannot read the pickle in {path}: {reason}{remedy}") from error
+        raise ValueError(f"cannot read the pickle in {path}: {common.told(error)}{remedy}") from error
 
 
 def _check(file: Any) -> None:
