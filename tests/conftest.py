@@ -1,5 +1,6 @@
 """Four CPU devices, and whatever JAX would silently promote is an error."""
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,19 +10,53 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 FLAGS = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 
+# Tiny networks compile again and again with the same shapes: what one process has compiled is kept for all of this run,
+# and away from the user's own.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="fcn_jax_xla_")  # it goes with the process
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Tiny networks compile again and again with the same shapes.
-CACHE = tempfile.TemporaryDirectory(prefix="fcn_jax_xla_")  # it goes with the process
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# The longest first, so that the workers end together.
+ORDER = (
+    "test_topology.py",
+    "test_faults.py",
+    "test_export.py",
+    "test_parity.py",
+    "test_configs.py",
+    "test_commands.py",
+    "test_train.py",
+    "test_train_state.py",
+    "test_convert.py",
+    "test_export_command.py",
+    "test_machines.py",
+    "test_multiscale.py",
+    "test_models.py",
+    "test_launch.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.name) if item.path.name in ORDER else len(ORDER))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a package that is not installed; `pytest -m parity` is all of it."""
+    for marker in item.iter_markers("parity"):
+        for package in marker.args:
+            if importlib.util.find_spec(package) is None:
+                pytest.skip(f"needs {package}")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=5, help="how often test_killed_at_random_moments kills its run")
+    parser.addoption("--kills", type=int, default=3, help="how often test_killed_at_random_moments kills its run")
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from conftest import CACHE
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What compiles fastest: these programs are run for seconds.
@@ -24,15 +24,27 @@ LIMIT = 300  # seconds; a test that waits for longer has failed
 
 
 def environment(devices=1):
-    """That of a process with so many CPU devices; what it compiles is kept for the next one."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}",
-        "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
+    """That of a process with so many CPU devices; conftest.py says where it keeps what it compiles."""
+    flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+
+
+def run(module, *arguments, wrap=()):
+    """The finished process of `python -m module`; `wrap` is a command that gets the command as its arguments."""
+    command = [*wrap, sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT)
+
+
+needs_namespaces = pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(("unshare", "-rm", "true"), capture_output=True).returncode != 0,
+    reason="needs Linux user namespaces for a file system of its own",
+)
+
+
+def mounted(folder, options, before="", after=""):
+    """Arguments that run a command with a small file system at `folder` ($0), between two lines of the shell."""
+    script = f'mount -t tmpfs {options} none "$0"; {before} "$@"; code=$?; {after} exit $code'
+    return ("unshare", "-rm", "bash", "-c", script, folder)
 
 
 def free_port():

@@ -1,7 +1,9 @@
-"""The commands as their users run them: subprocesses, exit codes, one line for each mistake."""
+"""The commands as their users run them: exit codes, one line for each mistake.
+
+One process of each kind; what differs by arguments alone is run in this process.
+"""
 
 import json
-import os
 import pathlib
 import re
 import signal
@@ -10,9 +12,12 @@ import sys
 import time
 
 import numpy as np
+import processes
 import pytest
+from commands import command
 from layouts import make_label, voc_list, write_image, write_voc
 from PIL import Image
+from processes import mounted, needs_namespaces
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEMO = "--config=configs/fcn8s.py:demo"
@@ -24,22 +29,16 @@ TINY = (
     "--config.optim.warmup_steps=1",
     "--config.data.train_split=tiny[:6]",
     "--config.data.eval_split=tiny[6:]",
-    "--config.data.batch_size=2",
-    "--config.eval.batch_size=2",
+    "--config.data.batch_size=4",
+    "--config.eval.batch_size=4",
     "--config.eval.pictures=1",
     "--config.log.every=1",
 )
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
-
-
-def run(module, *arguments, wrap=()):
-    """The finished process of `python -m module`."""
-    command = (*wrap, sys.executable, "-m", module, *map(str, arguments))
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+ENVIRONMENT = processes.environment()
 
 
 def train(*arguments, **options):
-    return run("fcn_jax.main", *arguments, **options)
+    return processes.run("fcn_jax.main", *arguments, **options)
 
 
 def error_of(process):
@@ -80,9 +79,16 @@ def workdir(data_dir, tmp_path_factory):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):
-    process = train(*arguments)
+    process = command("fcn_jax.main", *arguments)
     assert re.search(message, error_of(process)), process.stderr
     assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("argument", ["--confg=x", "--workdir=x"])
+def test_a_mistake_in_a_process_is_the_same_line(argument):
+    """One that the flags show, and one that the command does."""
+    process, same = train(argument), command("fcn_jax.main", argument)
+    assert (process.returncode, process.stderr, process.stdout) == (1, same.stderr, same.stdout)
 
 
 def test_evaluation_prints_a_table_and_writes_its_results(workdir, data_dir):
@@ -114,32 +120,32 @@ def test_evaluation_at_several_scales_stands_beside_the_plain_one(workdir, data_
         "--split=tiny[:2]",
     )
     for more in ((), ("--config.eval.scales=0.75,1", "--config.eval.flip=True")):
-        process = train(*given, *more)
+        process = command("fcn_jax.main", *given, *more)
         assert process.returncode == 0, process.stderr
     assert "2 images of tiny[:2]\nscales 0.75, 1 and mirrored\n" in process.stdout
     plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in ("", "_x0.75_x1_flip"))
     assert (plain["scales"], plain["flip"], several["scales"], several["flip"]) == ([1.0], False, [0.75, 1], True)
     assert plain["loss"] != several["loss"]
     assert plain["num_examples"] == several["num_examples"] == 2
-    twice = error_of(train(*given, "--config.eval.scales=0.75", "--config.eval.scales=1"))
+    twice = error_of(command("fcn_jax.main", *given, "--config.eval.scales=0.75", "--config.eval.scales=1"))
     assert twice == "--config.eval.scales is given 2 times, which would make it 0.75,1: give it once"
-    assert "give factors above 0" in error_of(train(*given, "--config.eval.scales=0,"))
+    assert "give factors above 0" in error_of(command("fcn_jax.main", *given, "--config.eval.scales=0,"))
 
 
 def test_a_finished_run_says_so(workdir, data_dir):
-    process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
+    process = command("fcn_jax.main", DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
     assert process.returncode == 0
     assert "is finished: step 2 of 2" in process.stderr
 
 
 def test_a_workdir_of_another_config(workdir, data_dir):
-    process = train(DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}", "--config.seed=5")
-    line = error_of(process)
+    given = (DEMO, *TINY, f"--config.data.data_dir={data_dir}", f"--workdir={workdir}")
+    line = error_of(command("fcn_jax.main", *given, "--config.seed=5"))
     assert re.search(r"use another --workdir, or delete .*, which holds a run with another config: seed: 0 -> 5$", line)
 
 
 @pytest.mark.slow
-def test_ctrl_c_and_the_same_command_again(data_dir, tmp_path):
+def test_ctrl_c_saves_what_is_done(data_dir, tmp_path):
     arguments = (
         DEMO,
         *(argument for argument in TINY if "steps" not in argument),
@@ -149,15 +155,15 @@ def test_ctrl_c_and_the_same_command_again(data_dir, tmp_path):
         f"--config.data.data_dir={data_dir}",
         f"--workdir={tmp_path}",
     )
-    command = (sys.executable, "-m", "fcn_jax.main", *arguments)
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    program = (sys.executable, "-m", "fcn_jax.main", *arguments)
+    process = subprocess.Popen(program, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + processes.LIMIT
     while not any(p.name.isdigit() for p in (tmp_path / "checkpoints").glob("*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=processes.LIMIT)[1]
     assert process.returncode == 130
     assert "stopping when this step is done and saved" in stderr
     kept = max(int(p.name) for p in (tmp_path / "checkpoints").glob("*") if p.name.isdigit())
@@ -165,15 +171,11 @@ def test_ctrl_c_and_the_same_command_again(data_dir, tmp_path):
     assert kept == max(steps), "nothing done is lost"
     assert f"interrupted: the same command goes on from step {kept}" in stderr
     assert "Traceback" not in stderr
-    again = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    line = again.stderr.readline()
-    again.kill()
-    again.communicate()
-    assert f"resuming {tmp_path} at step {kept} of 2000" in line
 
 
 def voc_run(raw_dir, data_dir, workdir, *more):
-    return train(
+    return command(
+        "fcn_jax.main",
         "--config=configs/voc_laptop.py",
         *(argument for argument in TINY if "split" not in argument),
         "--config.init.weights=",
@@ -233,19 +235,6 @@ def test_weights_that_are_not_there(voc, tmp_path):
     assert re.search("/nowhere/vgg16.h5", line), line
 
 
-needs_namespaces = pytest.mark.skipif(
-    subprocess.run(("unshare", "-rm", "true"), capture_output=True, check=False).returncode != 0
-    if pathlib.Path("/usr/bin/unshare").exists()
-    else True,
-    reason="needs Linux user namespaces for a file system of its own",
-)
-
-
-def mounted(options, script):
-    """Arguments that run a command with a small file system at $0, after `script`."""
-    return ("unshare", "-rm", "bash", "-ec", f'mount -t tmpfs {options} none "$0"; {script} exec "$@"')
-
-
 @needs_namespaces
 def test_full_disk(data_dir, tmp_path):
     """A disk with 300 kB: the first checkpoint does not fit."""
@@ -255,7 +244,7 @@ def test_full_disk(data_dir, tmp_path):
         "--config.model.fc_width=64",
         f"--config.data.data_dir={data_dir}",
         f"--workdir={tmp_path}/run",
-        wrap=(*mounted("-o size=300k", 'mkdir "$0/run";'), tmp_path),
+        wrap=mounted(tmp_path, "-o size=300k", 'mkdir "$0/run";'),
     )
     line = error_of(process)
     assert re.match("disk full: .*: free some space and give the same command again", line), line
@@ -268,7 +257,7 @@ def test_read_only_disk(data_dir, tmp_path):
         *TINY,
         f"--config.data.data_dir={data_dir}",
         f"--workdir={tmp_path}/run",
-        wrap=(*mounted("-o size=300k", 'mount -o remount,ro "$0";'), tmp_path),
+        wrap=mounted(tmp_path, "-o size=300k", 'mount -o remount,ro "$0";'),
     )
     line = error_of(process)
     assert re.match(r".*Read-only file system.*/run.*: name a folder that can be written", line), line
@@ -289,7 +278,7 @@ def photographs(tmp_path_factory):
 
 
 def test_predict_writes_masks_and_overlays(workdir, photographs, tmp_path):
-    process = run(
+    process = processes.run(
         "fcn_jax.predict", f"--checkpoint={workdir}", f"--input={photographs}", f"--output={tmp_path}", "--max_side=32"
     )
     assert process.returncode == 0, process.stderr
@@ -310,7 +299,7 @@ def test_predict_on_one_file_equals_load(workdir, photographs, tmp_path):
     arguments = (f"--checkpoint={workdir}", f"--input={photographs / 'colour.png'}", f"--output={tmp_path}")
     image = np.asarray(Image.open(photographs / "colour.png"))
     for more, options in (((), {}), (("--scales=0.5,2", "--flip"), {"scales": (0.5, 2), "flip": True})):
-        assert run("fcn_jax.predict", *arguments, *more).returncode == 0
+        assert command("fcn_jax.predict", *arguments, *more).returncode == 0
         expected = fcn_jax.load(workdir, **options)(image)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "colour.png")), expected)
 
@@ -323,7 +312,7 @@ def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):
     (folder / "c.png").symlink_to(folder / "gone.png")
     (folder / "d.png").mkdir()
     Image.fromarray(np.full((20, 30), 4000, np.uint16)).save(folder / "e.tif")
-    process = run("fcn_jax.predict", f"--checkpoint={workdir}", f"--input={folder}", f"--output={tmp_path / 'out'}")
+    process = command("fcn_jax.predict", f"--checkpoint={workdir}", f"--input={folder}", f"--output={tmp_path / 'out'}")
     assert "3 of 4 images failed; the others are done" in error_of(process)
     assert "a.jpg' cannot be decoded (not an image file)" in process.stderr
     assert "e.tif' has values of more than 8 bits (16): convert it to 8 bits" in process.stderr
@@ -341,7 +330,7 @@ def test_predict_goes_on_after_a_broken_image(workdir, photographs, tmp_path):
     ],
 )
 def test_predict_mistakes(arguments, message):
-    assert message in error_of(run("fcn_jax.predict", *arguments))
+    assert message in error_of(command("fcn_jax.predict", *arguments))
 
 
 def test_out_of_memory_on_the_way_is_one_line():

@@ -1,4 +1,4 @@
-"""Every file in configs/ starts, saves, resumes and is evaluated, at a tiny size."""
+"""Every file in configs/ starts, saves and is evaluated, at a tiny size; the staged ones are resumed as well."""
 
 import importlib.util
 import json
@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))] + [("fcn8s", "demo")]
+RESUMED = [("fcn8s", None), ("fcn8s", "demo")]
 
 
 def load(name, variant):
@@ -42,12 +43,10 @@ def raw_dir(tmp_path_factory):
     return str(root)
 
 
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_config_runs_stops_resumes_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, monkeypatch):
-    c, _ = load(name, variant)
+def tiny(c, steps, raw_dir, data_dir):
+    """The config with so many steps in each stage; its last step."""
     stages = len(config_lib.words(c.network))
-    last = 2 * stages
-    c.steps = (2,) * stages
+    c.steps = (steps,) * stages
     c.model.width, c.model.fc_width = 2, 4
     c.init.weights, c.init.random = "", "conv*,fc*"
     c.data.raw_dir, c.data.data_dir = raw_dir, data_dir
@@ -57,11 +56,21 @@ def test_config_runs_stops_resumes_and_evaluates(name, variant, raw_dir, data_di
     c.log.every = c.log.checkpoint_every = 1
     if c.data.name == "shapes":
         c.data.train_split, c.data.eval_split = "tiny[:4]", "tiny[4:]"
-    stopping(monkeypatch, last - 1)
-    with pytest.raises(KeyboardInterrupt):
-        train.train_and_evaluate(c, tmp_path)
-    monkeypatch.undo()
-    assert checkpoint.saved_steps(tmp_path)[-1] == last - 1
+    return steps * stages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_config_runs_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, monkeypatch):
+    c, _ = load(name, variant)
+    resumed = (name, variant) in RESUMED
+    last = tiny(c, 2 if resumed else 1, raw_dir, data_dir)
+    if resumed:
+        stopping(monkeypatch, last - 1)
+        with pytest.raises(KeyboardInterrupt):
+            train.train_and_evaluate(c, tmp_path)
+        monkeypatch.undo()
+        assert checkpoint.saved_steps(tmp_path)[-1] == last - 1
     train.train_and_evaluate(c, tmp_path)
     assert sorted(losses(tmp_path)) == list(range(1, last + 1))
     results = evaluate.evaluate_checkpoint(c, tmp_path, split=c.data.eval_split, which="latest")

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
 import safetensors.numpy
 import test_weights
 import test_weights_caffe as caffe_files
+from commands import command
 from PIL import Image
+from processes import mounted, needs_namespaces
 
 import fcn_jax
 from fcn_jax import checkpoint, weights
@@ -21,13 +21,11 @@ from fcn_jax.models.layers import MEAN_BGR
 from fcn_jax.weights import common, convert
 
 ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
 SIZES = [(1, 1), (7, 30), (53, 41)]
 
 
-def run(*arguments, module="fcn_jax.weights", wrap=()):
-    command = [*wrap, sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def run(*arguments, module="fcn_jax.weights"):
+    return command(module, *arguments)
 
 
 def error_of(process):
@@ -38,7 +36,7 @@ def error_of(process):
 
 def networks():
     """The PyTorch networks of the release, narrow, with random weights, by the name that --model has for them."""
-    torch = pytest.importorskip("torch")
+    import torch
     import torch_reference
 
     torch.manual_seed(0)
@@ -87,9 +85,10 @@ def write(network, path, kind):
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "legacy pth", "safetensors"])
 def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
-    torch = pytest.importorskip("torch")
+    import torch
     import torch_reference
 
     for name, network in networks().items():
@@ -114,6 +113,7 @@ def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parity("torch")
 def test_a_pytorch_8s_must_be_told_from_an_at_once_one(tmp_path):
     network = networks()["fcn8s"]
     write(network, tmp_path / "w", "pth")
@@ -137,7 +137,8 @@ def converted(tmp_path_factory):
     source = folder / "fcn32s.caffemodel"
     released(source, "32s", 6)
     names = "background,disc,square,triangle,ring,cross"
-    process = run(source, f"--output={folder / 'out'}", f"--class_names={names}", "--geometry=same")
+    given = (source, f"--output={folder / 'out'}", f"--class_names={names}", "--geometry=same")
+    process = processes.run("fcn_jax.weights", *given)
     assert process.returncode == 0, process.stderr
     return folder / "out", process
 
@@ -178,7 +179,7 @@ def test_what_was_converted_predicts_evaluates_and_starts_a_run(converted, tmp_p
         "--config=configs/fcn8s.py:demo",
         f"--config.data.data_dir={data_dir}",
         "--config.data.eval_split=tiny[6:]",
-        "--config.eval.batch_size=2",
+        "--config.eval.batch_size=4",
     )
     process = run(*common_flags, "--mode=eval", f"--workdir={output}", module="fcn_jax.main")
     assert process.returncode == 0, process.stderr
@@ -187,7 +188,7 @@ def test_what_was_converted_predicts_evaluates_and_starts_a_run(converted, tmp_p
         f"--config.init.weights={output}",
         "--config.init.random=",
         "--config.data.train_split=tiny[:6]",
-        "--config.data.batch_size=2",
+        "--config.data.batch_size=4",
         "--config.steps=1",
         "--config.optim.warmup_steps=0",
         "--config.model.width=2",
@@ -263,18 +264,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, prepare, arguments, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w"]
 
 
+@needs_namespaces
 def test_a_full_disk_leaves_nothing(tmp_path):
-    """In a mount namespace of its own, where it can be made without harm."""
     released(tmp_path / "w")
     folder = tmp_path / "small"
     folder.mkdir()
-    convert_there = f"{sys.executable} -m fcn_jax.weights {tmp_path}/w --output={folder}/out"
-    inner = f"mount -t tmpfs -o size=64k tmpfs {folder} && {convert_there}; code=$?; ls -A {folder}; exit $code"
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("no namespaces here")
-    command = ["unshare", "-rm", "bash", "-c", inner]
-    process = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 1
-    assert "Traceback" not in process.stderr
-    assert process.stderr.splitlines()[-1].startswith("disk full: [Errno 28] the parameters would take 0.")
+    wrap = mounted(folder, "-o size=64k", after='ls -A "$0";')
+    process = processes.run("fcn_jax.weights", tmp_path / "w", f"--output={folder}/out", wrap=wrap)
+    assert error_of(process).startswith("disk full: [Errno 28] the parameters would take 0.")
     assert process.stdout.splitlines()[1:] == []

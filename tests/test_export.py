@@ -1,7 +1,6 @@
 """Each exported file, run by a runtime that knows nothing of the project, gives the library's own logits."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -115,12 +114,12 @@ def expected():
     return logits
 
 
-def check(actual, expected):
-    assert actual.dtype == np.float32
-    assert actual.shape == expected.shape
+def check(actual, expected, name=""):
+    assert actual.dtype == np.float32, name
+    assert actual.shape == expected.shape, name
     largest = np.abs(expected).max()
-    assert 1e-3 < largest < 1e4
-    assert np.abs(actual - expected).max() <= BOUND * largest
+    assert 1e-3 < largest < 1e4, name
+    assert np.abs(actual - expected).max() <= BOUND * largest, name
 
 
 def write(case, format, folder):
@@ -165,7 +164,7 @@ def check_alone(script, format, cases, names, expected, folder):
     for case, path in zip(cases, paths, strict=True):
         with np.load(f"{path}.npz") as outputs:
             for name in names:
-                check(outputs[name], expected(case)[name])
+                check(outputs[name], expected(case)[name], f"{case} {name}")
 
 
 def test_stablehlo_runs_on_jax_alone(expected, tmp_path):
@@ -173,9 +172,8 @@ def test_stablehlo_runs_on_jax_alone(expected, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_stablehlo_runs_on_jax_alone_at_all_sizes(case, expected, tmp_path):
-    check_alone(STABLEHLO, "stablehlo", [case], tuple(random_images()), expected, tmp_path)
+def test_stablehlo_runs_on_jax_alone_at_all_sizes(expected, tmp_path):
+    check_alone(STABLEHLO, "stablehlo", CASES, tuple(random_images()), expected, tmp_path)
 
 
 def test_stablehlo_of_a_network_with_depth(expected, tmp_path):
@@ -204,10 +202,9 @@ for path in paths:
     np.savez(path + ".npz", **outputs)
 assert not any(name.startswith(("fcn_jax", "flax")) for name in sys.modules)
 """
-needs_tensorflow = pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs TensorFlow")
 
 
-@needs_tensorflow
+@pytest.mark.parity("tensorflow")
 @pytest.mark.parametrize("cases", [FEW, (DEPTH,)], ids=("colour", "depth"))
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
 def test_savedmodel_runs_on_tensorflow_alone(cases, expected, tmp_path):
@@ -215,18 +212,19 @@ def test_savedmodel_runs_on_tensorflow_alone(cases, expected, tmp_path):
     is_model_json((tmp_path / f"{cases[0]}.savedmodel" / "assets.extra" / "model.json").read_text(), cases[0])
 
 
-@needs_tensorflow
+@pytest.mark.parity("tensorflow")
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.filterwarnings("ignore")
-def test_savedmodel_runs_on_tensorflow_alone_at_all_sizes(case, expected, tmp_path):
-    check_alone(SAVEDMODEL, "savedmodel", [case], tuple(random_images()), expected, tmp_path)
+def test_savedmodel_runs_on_tensorflow_alone_at_all_sizes(expected, tmp_path):
+    check_alone(SAVEDMODEL, "savedmodel", CASES, tuple(random_images()), expected, tmp_path)
 
 
+@pytest.mark.parity("onnx", "onnxruntime")
 @pytest.mark.parametrize("case", [*CASES, DEPTH], ids=str)
 def test_onnx_runs_on_onnxruntime(case, expected, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnx
+    import onnxruntime
+
     path = write(case, "onnx", tmp_path)
     onnx.checker.check_model(str(path), full_check=True)
     options = onnxruntime.SessionOptions()
@@ -239,8 +237,10 @@ def test_onnx_runs_on_onnxruntime(case, expected, tmp_path):
         check(logits, expected(case)[name])
 
 
+@pytest.mark.parity("onnx")
 def test_onnx_has_the_names_and_shapes_of_the_release(tmp_path):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     case = Case("fcn8s", "caffe", "fixed", True)
     model = onnx.load(write(case, "onnx", tmp_path))
     assert (model.ir_version, model.opset_import[0].version) == (7, 13)
@@ -283,9 +283,11 @@ def torch_logits(model, images):
 CAFFE = tuple(case for case in CASES if case.geometry == "caffe")
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("case", CAFFE, ids=str)
 def test_torchfcn_runs_on_pytorch(case, expected, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     path = tmp_path / "network.pth"
     export.torchfcn.write(path, random_params(case.spec()), case.spec())  # narrow, which `check` refuses
     assert path.read_bytes()[:2] != b"PK", "the zip file that PyTorch before 1.6 does not read"
@@ -296,9 +298,9 @@ def test_torchfcn_runs_on_pytorch(case, expected, tmp_path):
         check(torch_logits(model, random_images()[name]), expected(case)[name])
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("case", CAFFE, ids=str)
 def test_safetensors_run_on_pytorch(case, expected, tmp_path):
-    pytest.importorskip("torch")
     from safetensors.torch import load_file
 
     model = torch_model(case, load_file(write(case, "safetensors", tmp_path)))
@@ -332,9 +334,11 @@ def test_safetensors_have_the_layouts_of_pytorch(tmp_path):
     assert shapes["upscore.weight"] == (3, 3, 64, 64)
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.slow
 def test_torchfcn_of_full_width(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     case, sizes = Case("fcn8s", "caffe", "fixed"), {"width": 64, "fc_width": 4096, "classes": 21}
     spec, path = case.spec(**sizes), tmp_path / "fcn8s.pth"
     params = random_params(spec)

@@ -1,29 +1,25 @@
 """python -m fcn_jax.export as its users run it: what it writes, what it says, and that a failure leaves nothing."""
 
-import importlib.util
 import pathlib
 import re
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
+from commands import command
+from processes import mounted, needs_namespaces
 from test_export import Case, random_params
 
 from fcn_jax import checkpoint, export, weights
 from fcn_jax.train_state import TrainState
 
-ROOT = pathlib.Path(__file__).parents[1]
 CASE = Case("fcn16s", "same", "fixed")
 BESIDE = ("stablehlo", "torchfcn")
-# The command, where a package is not installed.
-WITHOUT = "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_module('fcn_jax.export', None, '__main__')"
 
 
-def run(*arguments, wrap=(), without=""):
-    program = ("-c", WITHOUT, without) if without else ("-m", "fcn_jax.export")
-    command = (*wrap, sys.executable, *program, *map(str, arguments))
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(*arguments):
+    return command("fcn_jax.export", *arguments)
 
 
 def error_of(process):
@@ -41,12 +37,14 @@ def converted(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx", "safetensors"])
+ONNX = pytest.param("onnx", marks=pytest.mark.parity("onnx"))
+
+
+@pytest.mark.parametrize("format", ["stablehlo", ONNX, "safetensors"])
 def test_it_writes_a_file_and_says_how_to_use_it(format, converted, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnx")
     output = tmp_path / "new" / f"fcn16s.{format}"
-    process = run(f"--checkpoint={converted}", f"--format={format}", f"--output={output}")
+    given = (f"--checkpoint={converted}", f"--format={format}", f"--output={output}")
+    process = processes.run("fcn_jax.export", *given) if format == "stablehlo" else run(*given)
     assert process.returncode == 0, process.stderr
     first, second = process.stderr.splitlines()
     assert first == f"{output}: {format}, {output.stat().st_size / 1e6:.1f} MB"
@@ -138,9 +136,13 @@ def test_pytorch_fcn_has_no_other_means_or_scales(case, message):
 )
 def test_the_class_of_pytorch_fcn_is_named(case, message):
     spec = case.spec(width=64, fc_width=4096, classes=21)
-    if importlib.util.find_spec("torch"):
-        export.torchfcn.check(spec)
     assert re.search(message, export.torchfcn.usage(pathlib.Path("x.pth"), spec))
+
+
+@pytest.mark.parity("torch")
+@pytest.mark.parametrize("case", [Case("fcn32s", "caffe", "fixed", at_once=True), Case("fcn8s", "caffe", "learned")])
+def test_pytorch_fcn_has_networks_of_full_width(case):
+    export.torchfcn.check(case.spec(width=64, fc_width=4096, classes=21))
 
 
 @pytest.mark.parametrize(
@@ -150,9 +152,9 @@ def test_the_class_of_pytorch_fcn_is_named(case, message):
         ("savedmodel", "tensorflow", "pip install tensorflow-cpu"),
     ],
 )
-def test_a_missing_package_is_named(format, package, remedy, converted, tmp_path):
-    arguments = (f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}")
-    line = error_of(run(*arguments, without=package))
+def test_a_missing_package_is_named(format, package, remedy, converted, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    line = error_of(run(f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}"))
     assert line == f"ValueError: --format={format} needs the package {package}: {remedy}\n"
     assert not list(tmp_path.iterdir())
 
@@ -171,10 +173,8 @@ def test_a_package_that_is_broken_is_no_missing_one(monkeypatch, tmp_path):
         export.onnx.check(CASE.spec())
 
 
-@pytest.mark.parametrize("format", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("format", ["stablehlo", ONNX])
 def test_more_than_2_gib_are_refused(format, tmp_path):
-    if format == "onnx":
-        pytest.importorskip("onnx")
     huge = {"fc6": {"kernel": np.broadcast_to(np.float32(0), (7, 7, 512, 21400))}}
     with pytest.raises(ValueError, match=f"take 2.0 GiB, and --format={format} ends at 2: take --format=safetensors"):
         export.write(huge, CASE.spec(), format, tmp_path / "x")
@@ -200,39 +200,15 @@ def test_what_a_killed_command_left_is_replaced(converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-FORMATS = [
-    "stablehlo",
-    pytest.param("onnx", marks=pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs onnx")),
-    "safetensors",
-    pytest.param(
-        "savedmodel", marks=pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="needs TensorFlow")
-    ),
-]
-needs_namespaces = pytest.mark.skipif(
-    not pathlib.Path("/usr/bin/unshare").exists()
-    or subprocess.run(("unshare", "-rm", "true"), capture_output=True, check=False).returncode != 0,
-    reason="needs Linux user namespaces for a file system of its own",
-)
-
-
-def mounted(folder, options, script):
-    """Arguments that run a command with a small file system at `folder`, and `script` before and after it."""
-    before, after = script
-    return (
-        "unshare",
-        "-rm",
-        "bash",
-        "-c",
-        f'mount -t tmpfs {options} none "$0"; {before} "$@"; r=$?; {after} exit $r',
-        folder,
-    )
+FORMATS = ["stablehlo", ONNX, "safetensors", pytest.param("savedmodel", marks=pytest.mark.parity("tensorflow"))]
 
 
 @needs_namespaces
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_full_disk(format, converted, tmp_path):
-    wrap = mounted(tmp_path, "-o size=200k", ("", 'ls -A "$0";'))
-    process = run(f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}", wrap=wrap)
+    wrap = mounted(tmp_path, "-o size=200k", after='ls -A "$0";')
+    given = (f"--checkpoint={converted}", f"--format={format}", f"--output={tmp_path / 'x'}")
+    process = processes.run("fcn_jax.export", *given, wrap=wrap)
     line = error_of(process)
     assert re.match(f"disk full: '{tmp_path}/x' cannot be written: .*: free some space", line), line
     assert process.stdout == ""
@@ -240,8 +216,9 @@ def test_a_full_disk(format, converted, tmp_path):
 
 @needs_namespaces
 def test_a_read_only_disk(converted, tmp_path):
-    wrap = mounted(tmp_path, "-o size=9M", ('mount -o remount,ro "$0";', 'ls -A "$0";'))
-    process = run(f"--checkpoint={converted}", "--format=safetensors", f"--output={tmp_path / 'x'}", wrap=wrap)
+    wrap = mounted(tmp_path, "-o size=9M", 'mount -o remount,ro "$0";', 'ls -A "$0";')
+    given = (f"--checkpoint={converted}", "--format=safetensors", f"--output={tmp_path / 'x'}")
+    process = processes.run("fcn_jax.export", *given, wrap=wrap)
     assert error_of(process) == f"OSError: '{tmp_path}/x' cannot be written: its disk is read-only: name another\n"
     assert process.stdout == ""
 

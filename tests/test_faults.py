@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+from commands import command
 from jax.experimental import multihost_utils
 from layouts import make_label, voc_list, write_voc
-from processes import Job
-from test_commands import needs_namespaces
+from processes import Job, needs_namespaces
+from test_train import stopping
 
 from fcn_jax import checkpoint, optim, train_state
 from fcn_jax.damage import set_aside
@@ -47,6 +48,7 @@ RUN = (
     "--config.log.checkpoint_every=4",
 )
 STEPS = 40
+SHORT = 16  # of the runs in this process
 
 
 def arguments(workdir, data_dir, *more, steps=STEPS):
@@ -73,22 +75,37 @@ def assert_same(workdir, expected):
     processes.assert_identical(processes.state(workdir), processes.state(expected))
 
 
+def goes_on(workdir, data_dir, *more, steps=STEPS):
+    """What the command says that runs or goes on in this process, on its four devices, to a good end."""
+    process = command("fcn_jax.main", *arguments(workdir, data_dir, *more, steps=steps))
+    assert process.returncode == 0, process.stderr
+    return process.stderr
+
+
+@pytest.fixture(scope="module")
+def whole_here(data_dir, tmp_path_factory):
+    """The workdir of a run in this process that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    goes_on(workdir, data_dir, steps=SHORT)
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def halfway(data_dir, tmp_path_factory):
-    """A run of STEPS that was killed, and the steps of its two checkpoints."""
+    """The same run as it is when it ends during step 11, and the steps of its two checkpoints."""
     workdir = tmp_path_factory.mktemp("halfway") / "run"
-    with Job(*arguments(workdir, data_dir)) as job:
-        job.until(lambda: len(processes.saved_steps(workdir)) >= 2)
-        job.kill()
-    *more, older, newest = processes.saved_steps(workdir)
-    for step in more:
-        shutil.rmtree(workdir / "checkpoints" / str(step))
+    with pytest.MonkeyPatch.context() as patch:
+        stopping(patch, 10)
+        assert command("fcn_jax.main", *arguments(workdir, data_dir, steps=SHORT)).returncode == 130
+    older, newest = processes.saved_steps(workdir)
+    assert (older, newest) == (4, 8)
     return workdir, older, newest
 
 
 # --- stopped ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path):
     with Job(*arguments(tmp_path / "run", data_dir)) as job:
         job.until(f"step 6/{STEPS}")
@@ -105,7 +122,7 @@ def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path, joined):
+def test_sigterm_before_the_first_step_loses_nothing(data_dir, tmp_path, joined):
     """While the step is compiled there is nothing to save; at most the first step was quicker than the signal.
 
     Once a job is joined, even of one process, the signal is JAX's, and the first step is awaited.
@@ -116,8 +133,6 @@ def test_sigterm_before_the_first_step_loses_nothing(whole, data_dir, tmp_path, 
         job.signal(signal.SIGTERM)
         assert job.wait() == [143]
     assert processes.saved_steps(tmp_path / "run") in ([[1]] if joined else [[], [1]])
-    processes.finish(*arguments(tmp_path / "run", data_dir))
-    assert_same(tmp_path / "run", whole())
 
 
 def test_a_second_signal_is_as_usual():
@@ -159,6 +174,7 @@ def assert_none_damaged_but_one_being_deleted(stderr, kept):
     assert all(step < kept for step in found), stderr
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
     """SIGKILL, every second time inside of a save; each start has to go on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
@@ -186,6 +202,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
     print(f"{rounds} kills, {inside} inside of a save")
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
     workdir, steps = tmp_path / "run", 200
@@ -250,11 +267,11 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_newest_checkpoint(halfway, whole, data_dir, tmp_path, damage):
+def test_a_damaged_newest_checkpoint(halfway, whole_here, data_dir, tmp_path, damage):
     source, older, newest = halfway
     workdir = processes.copy(source, tmp_path / "50% #1?")
     damage(workdir / "checkpoints" / str(newest))
-    stderr = processes.finish(*arguments(workdir, data_dir))
+    stderr = goes_on(workdir, data_dir, steps=SHORT)
     found = re.search(
         rf"^the checkpoint of step {newest} is damaged \((.+)\): moved to (.+)\ngoing on from (.+)$",
         stderr,
@@ -264,10 +281,10 @@ def test_a_damaged_newest_checkpoint(halfway, whole, data_dir, tmp_path, damage)
     assert found[2] == f"{workdir}/damaged/{newest}"
     assert os.path.isdir(found[2])
     assert found[3] == f"step {older}"
-    assert f"resuming {workdir} at step {older} of {STEPS}" in stderr
+    assert f"resuming {workdir} at step {older} of {SHORT}" in stderr
     assert stderr.count("damaged (") == 1
     assert "Traceback" not in stderr
-    assert_same(workdir, whole())
+    assert_same(workdir, whole_here)
 
 
 def test_scores_of_an_older_checkpoint_are_damaged(halfway, data_dir, tmp_path):
@@ -276,36 +293,36 @@ def test_scores_of_an_older_checkpoint_are_damaged(halfway, data_dir, tmp_path):
     workdir = processes.copy(source, tmp_path / "run")
     (workdir / "checkpoints" / str(older) / "metrics").mkdir(exist_ok=True)
     (workdir / "checkpoints" / str(older) / "metrics" / "metrics").write_text('{"mean_iou": 0.')
-    stderr = processes.finish(*arguments(workdir, data_dir))
+    stderr = goes_on(workdir, data_dir, steps=SHORT)
     assert f"the checkpoint of step {older} is damaged (" in stderr
-    assert f"going on from step {newest}\nresuming {workdir} at step {newest} of {STEPS}" in stderr
+    assert f"going on from step {newest}\nresuming {workdir} at step {newest} of {SHORT}" in stderr
 
 
-def test_a_deleted_newest_checkpoint(halfway, whole, data_dir, tmp_path):
+def test_a_deleted_newest_checkpoint(halfway, whole_here, data_dir, tmp_path):
     source, older, newest = halfway
     workdir = processes.copy(source, tmp_path / "run", without=[newest])
-    assert f"resuming {workdir} at step {older} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
-    assert_same(workdir, whole())
+    assert f"resuming {workdir} at step {older} of {SHORT}" in goes_on(workdir, data_dir, steps=SHORT)
+    assert_same(workdir, whole_here)
 
 
-def test_what_a_kill_inside_of_a_save_has_left_is_deleted(halfway, whole, data_dir, tmp_path):
+def test_what_a_kill_inside_of_a_save_has_left_is_deleted(halfway, whole_here, data_dir, tmp_path):
     """Also of a step that is not saved again, such as one that a stop asked for."""
     workdir = processes.copy(halfway[0], tmp_path / "run")
     left = workdir / "checkpoints" / f"{halfway[2] + 1}.orbax-checkpoint-tmp"
     shutil.copytree(workdir / "checkpoints" / str(halfway[2]), left)
-    processes.finish(*arguments(workdir, data_dir))
+    goes_on(workdir, data_dir, steps=SHORT)
     assert not left.exists()
-    assert_same(workdir, whole())
+    assert_same(workdir, whole_here)
 
 
-def test_half_a_line_of_the_curves(halfway, whole, data_dir, tmp_path):
+def test_half_a_line_of_the_curves(halfway, whole_here, data_dir, tmp_path):
     """As a full disk leaves it."""
     source, _, newest = halfway
     workdir = processes.copy(source, tmp_path / "run")
     with open(workdir / "curves.jsonl", "a") as file:
         file.write('{"step": 9, "time": 17')
-    assert f"resuming {workdir} at step {newest} of {STEPS}" in processes.finish(*arguments(workdir, data_dir))
-    assert_same(workdir, whole())
+    assert f"resuming {workdir} at step {newest} of {SHORT}" in goes_on(workdir, data_dir, steps=SHORT)
+    assert_same(workdir, whole_here)
 
 
 def test_the_newest_damaged_twice(halfway, tmp_path):
@@ -326,7 +343,7 @@ def test_all_checkpoints_damaged(halfway, data_dir, tmp_path):
     workdir = processes.copy(source, tmp_path / "run")
     for step in (older, newest):
         empty(largest(workdir / "checkpoints" / str(step) / "params"))
-    with Job(*arguments(workdir, data_dir), processes=2) as job:
+    with Job(*arguments(workdir, data_dir, steps=SHORT), processes=2) as job:
         assert job.wait() == [1, 1]
         assert re.search(
             rf"none of the 2 checkpoints in .* can be read \(step {newest}: params/.*\): put", job.stderr()
@@ -371,6 +388,7 @@ def test_no_damage_to_any_file_goes_unseen(halfway, tmp_path, damage):
 # --- the disk ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_namespaces
 def test_a_disk_that_fills_up_in_the_middle(whole, data_dir, tmp_path):
     """Stops with one line; what was saved is intact; with room again the same command goes on."""
@@ -408,7 +426,7 @@ def test_a_run_whose_disk_has_become_read_only(halfway, data_dir, tmp_path):
     before = processes.state(workdir, newest)
     again = 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0"; exec "$@"'
     wrap = ("unshare", "-rm", "bash", "-ec", again, tmp_path / "disk")
-    with Job(*arguments(workdir, data_dir), wrap=wrap) as job:
+    with Job(*arguments(workdir, data_dir, steps=SHORT), wrap=wrap) as job:
         assert job.wait() == [1]
         assert len(job.lines()) == 1
         assert re.match(r".*Read-only file system.*: name a folder that can be written$", job.lines()[0])
@@ -418,6 +436,7 @@ def test_a_run_whose_disk_has_become_read_only(halfway, data_dir, tmp_path):
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_workdir(whole, data_dir, tmp_path):
     """The second is refused and names the first, which does not notice."""
     given = arguments(tmp_path / "run", data_dir)
@@ -440,10 +459,9 @@ def test_two_runs_on_one_workdir(whole, data_dir, tmp_path):
 def test_a_loss_that_is_not_finite(data_dir, tmp_path):
     """Ends with one line that names step and images; nothing that is not finite is saved."""
     given = arguments(tmp_path, data_dir, "--config.learning_rate=1e30,", "--config.log.every=2", steps=12)
-    with Job(*given) as job:
-        assert job.wait() == [1]
-        line = job.lines()[-1]
-        assert "Traceback" not in job.stderr()
+    process = command("fcn_jax.main", *given)
+    assert process.returncode == 1
+    line = process.stderr.splitlines()[-1]
     found = re.match(
         r"FloatingPointError: the loss or its gradient is not finite at step (\d+), images (.+); the last checkpoint is"
         r" of step (\d+): lower learning_rate",
@@ -474,13 +492,14 @@ def test_corrupt_images_in_the_middle_of_the_data(tmp_path):
         f"--config.data.raw_dir={root}",
         f"--config.data.data_dir={tmp_path}/data",
     )
-    with Job(*given, f"--workdir={tmp_path}/raise") as job:
-        assert job.wait() == [1]
-        assert re.match(
-            r"CorruptError: image 'c' cannot be decoded \(.+\): replace or remove the file", job.lines()[-1]
-        )
+    process = command("fcn_jax.main", *given, f"--workdir={tmp_path}/raise")
+    assert process.returncode == 1
+    line = process.stderr.splitlines()[-1]
+    assert re.match(r"CorruptError: image 'c' cannot be decoded \(.+\): replace or remove the file", line)
     assert not (tmp_path / "raise").exists()
-    stderr = processes.finish(*given, f"--workdir={tmp_path}/skip", "--config.data.corrupt=skip")
+    process = command("fcn_jax.main", *given, f"--workdir={tmp_path}/skip", "--config.data.corrupt=skip")
+    assert process.returncode == 0
+    stderr = process.stderr
     for name in ("image 'c'", "label '.*g.png'"):
         assert re.search(f"{name} cannot be decoded", stderr), stderr
     assert len(processes.losses(tmp_path / "skip")) == 8

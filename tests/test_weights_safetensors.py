@@ -187,8 +187,9 @@ def test_file_of_the_library(tmp_path):
     np.testing.assert_array_equal(got.arrays["fc7/bias"], state["pre_logits.fc2.bias"])
 
 
+@pytest.mark.parity("torch")
 def test_file_of_pytorch(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import save_file
 
     state = {name: torch.from_numpy(values) for name, values in timm().items()}

@@ -617,9 +617,11 @@ def test_empty(tmp_path):
 # PyTorch's own files.
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_files(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
+    import torch
+
     state = {name: torch.from_numpy(values.copy()) for name, values in fcn8s().items()}
     state["fc6.weight"] = torch.nn.Parameter(state["fc6.weight"])
     state["conv1_2.weight"] = state["conv1_2.weight"].to(memory_format=torch.channels_last)
@@ -647,9 +649,11 @@ def test_real_files(tmp_path, zipped):
         }
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_checkpoint(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
+    import torch
+
     layers = {"conv1_1": torch.nn.Conv2d(3, 2, 3), "score_fr": torch.nn.Conv2d(2, 2, 1)}
     network = torch.nn.Sequential(collections.OrderedDict(layers))
     momentum = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 1e-10, "params": [0]}]}
@@ -662,15 +666,19 @@ def test_real_checkpoint(tmp_path, zipped):
     np.testing.assert_array_equal(got.arrays["conv1_1/kernel"], weight.transpose(2, 3, 1, 0))
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_network_is_refused(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
+    import torch
+
     torch.save(torch.nn.Conv2d(3, 2, 3), tmp_path / "w", _use_new_zipfile_serialization=zipped)
     refused(tmp_path / "w", r"holds a torch.nn.modules.conv.Conv2d, .* save it with torch.save\(network.state_dict")
 
 
+@pytest.mark.parity("torch")
 def test_layers_against_pytorch(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     transposed = torch.nn.ConvTranspose2d(3, 3, 4, stride=2, bias=False)
     linear = torch.nn.Linear(49 * 2, 5)
     state = {**small(), **{f"upscore2.{n}": t for n, t in transposed.state_dict().items()}}
