@@ -88,6 +88,7 @@ def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
                 image.draft("RGB", (math.ceil(image.width * factor), math.ceil(image.height * factor)))
             pixels, bits = image.width * image.height, _bits(image, data)
             if pixels <= MAX_PIXELS and bits <= 8:
+                _load(image)
                 image.info.pop("transparency", None)  # colours stay, what is transparent has its own
                 return _turned(image, turn if image.format != "TIFF" else 1)
     except Exception as error:  # Pillow raises many kinds on damaged files
@@ -109,6 +110,7 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
             kind, mode = image.format, image.mode
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width * image.height} pixels, more than {MAX_PIXELS}")
+            _load(image)
             label = np.asarray(image)
     except Exception as error:  # Pillow raises many kinds on damaged files
         raise _undecodable("label", name, data, error) from None
@@ -160,6 +162,12 @@ def encode_png(label: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(label).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes it; the larger ones one at a time, since Pillow warns of them."""
+    with _patient() if image.width * image.height > LARGE else contextlib.nullcontext():
+        image.load()
 
 
 def _turned(image: Image.Image, number: int) -> np.ndarray:

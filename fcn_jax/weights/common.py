@@ -82,8 +82,12 @@ class Weights(NamedTuple):
 
 def told(error: Exception) -> str:
     """What an error says, which may quote a damaged file: in one printable line of limited length."""
-    text = " ".join(str(error).split())[:300]
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) or type(error).__name__
+    return printable(" ".join(str(error).split())[:300]) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would act on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Iterable[object], most: int = 8) -> str:

@@ -96,10 +96,10 @@ def _read_pairs(path: pathlib.Path) -> list[tuple[pathlib.PurePath, pathlib.Pure
     authors kept them: the last two components count. Early versions of it are a single line.
     """
     names = " ".join(line.replace("\\", "/") for _, line in lists.read_lines(path)).split()
-    paths = [pathlib.PurePath(*pathlib.PurePath(name).parts[-2:]) for name in names]
+    paths = [pathlib.PurePath(*pathlib.PurePath(name.lstrip("/")).parts[-2:]) for name in names]
     if len(paths) % 2:
         raise ValueError(f"list {str(path)!r} has {len(paths)} paths: it needs an even number, image and label in turn")
-    odd = next((p for p in paths if len(p.parts) < 2 or len(str(p)) > 200), None)
+    odd = next((p for p in paths if len(p.parts) < 2 or ".." in p.parts or len(str(p)) > 200), None)
     if odd is not None:
         raise ValueError(f"list {str(path)!r} has {str(odd)[:80]!r}, which is not the path of an image or a label")
     pairs = list(zip(paths[::2], paths[1::2], strict=True))
