@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 NAME = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_LINE = re.compile(r"([0-9a-f]{64})  ([ -~]+)")
 
 
 def of_files(folder: pathlib.Path, names: Sequence[str] = ()) -> dict[str, str]:

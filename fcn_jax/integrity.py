@@ -39,8 +39,9 @@ def _read(directory: pathlib.Path, items: Sequence[str]) -> None:
         driver = "zarr3" if saved["use_zarr3"] else "zarr"
         folder = {"driver": "file", "path": f"{directory / item}/"}
         for leaf in saved["tree_metadata"].values():
-            if leaf["value_metadata"]["value_type"] == "None":
+            value = leaf["value_metadata"]
+            if value["value_type"] == "None" or value["skip_deserialize"]:
                 continue
-            name = ".".join(str(part["key"]) for part in leaf["key_metadata"])
+            name = ".".join(str(part["key"]) for part in leaf["key_metadata"] if part["key_type"])
             store = {"driver": "ocdbt", "base": folder, "path": name}
             tensorstore.open({"driver": driver, "kvstore": store}, read=True).result().read().result()
