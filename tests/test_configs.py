@@ -52,7 +52,7 @@ def tiny(c, steps, raw_dir, data_dir):
     c.data.raw_dir, c.data.data_dir = raw_dir, data_dir
     c.data.batch_size = c.eval.batch_size = 4
     c.data.eval_split += "[:2]"
-    c.optim.warmup_steps = min(c.optim.warmup_steps, 1)
+    c.optim.warmup_steps = min(c.optim.warmup_steps, steps - 1)
     c.log.every = c.log.checkpoint_every = 1
     if c.data.name == "shapes":
         c.data.train_split, c.data.eval_split = "tiny[:4]", "tiny[4:]"

@@ -514,11 +514,13 @@ def test_files_that_are_no_weights_say_what_to_do(tmp_path):
 # PyTorch's own files.
 
 
+@pytest.mark.parity("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_objects(tmp_path, zipped):
-    torch = pytest.importorskip("torch")
     import argparse
     import datetime
+
+    import torch
 
     layer = torch.nn.Conv2d(1, 1, 1)
     state = {f"model._orig_mod.{name}": torch.from_numpy(values) for name, values in fcn8s().items()}
