@@ -1,7 +1,9 @@
 """Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR"""
 
+import contextlib
 import errno
 import logging
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
@@ -47,6 +49,9 @@ def find_images(path: pathlib.Path) -> list[pathlib.Path]:
     found = [p for p in visible if p.suffix.lower() in images.suffixes()]
     if not found:
         raise FileNotFoundError(f"no image in {str(path)!r}: files ending in {', '.join(images.suffixes())} are taken")
+    if len(found) < len(visible):
+        others = [p.name for p in visible if p not in {*found}]
+        log.info("%d files in %s are no images and left alone, first %r", len(others), path, others[0])
     return found
 
 
@@ -107,24 +112,38 @@ def main(argv: Sequence[str]) -> None:
     if len(predictor.spec.mean) != 3:
         channels = len(predictor.spec.mean)
         raise ValueError(f"{checkpoint} takes {channels} channels, photographs have 3: call fcn_jax.load on arrays")
+    targets = [(output / f"{name}.png", output / f"{name}_overlay.jpg") for name in output_names(paths)]
+    _refuse_replacing(paths, [target for pair in targets for target in pair])
     output.mkdir(parents=True, exist_ok=True)
     failed = 0
-    jobs = zip(paths, output_names(paths), strict=True)
-    for path, name in progress.bar(jobs, "predicting", len(paths), "images"):
+    jobs = zip(paths, targets, strict=True)
+    for path, pair in progress.bar(jobs, "predicting", len(paths), "images"):
         try:
-            _predict(predictor, path, output / name)
-        except (ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+            _predict(predictor, path, pair)
+        except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            for target in pair:
+                with contextlib.suppress(OSError):
+                    target.unlink(missing_ok=True)  # nothing half written
             if getattr(error, "errno", None) in _NOWHERE_TO_WRITE:
                 raise
-            log.error("%s", cli.explain(error))
+            line = "out of memory: lower --max_side" if isinstance(error, MemoryError) else cli.explain(error)
+            log.error("%s", line if str(path) in line else f"{path}: {line}")
             failed += 1
     log.info("%d masks and overlays in %s", len(paths) - failed, output)
     if failed:
         raise ValueError(f"{failed} of {len(paths)} images failed; the others are done")
 
 
-def _predict(predictor: Predictor, path: pathlib.Path, target: pathlib.Path) -> None:
-    """Writes the mask and the overlay of one image; `target` is their path without an ending."""
+def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
+    """ValueError if a target is one of the images, by whatever link or name."""
+    sources = {(path.stat().st_dev, path.stat().st_ino): path for path in paths if path.exists()}
+    for target in targets:
+        if os.path.exists(target) and (source := sources.get((target.stat().st_dev, target.stat().st_ino))):
+            raise ValueError(f"{str(target)!r} would replace the image {str(source)!r}: name another --output")
+
+
+def _predict(predictor: Predictor, path: pathlib.Path, targets: tuple[pathlib.Path, pathlib.Path]) -> None:
+    """Writes the mask and the overlay of one image."""
     data = images.read_file(path)
     if images.has_several(data):
         log.info("%s has several pictures: the first is taken", path)
@@ -132,8 +151,8 @@ def _predict(predictor: Predictor, path: pathlib.Path, target: pathlib.Path) -> 
     mask = segment(predictor, image, _MAX_SIDE.value)
     palette = predictor.spec.palette
     overlay = visualize.overlay(image, mask, palette)
-    visualize.save_mask(f"{target}.png", enlarge(mask, images.upright_size(data)), palette)
-    Image.fromarray(overlay).save(f"{target}_overlay.jpg", quality=95)
+    visualize.save_mask(targets[0], enlarge(mask, images.upright_size(data)), palette)
+    Image.fromarray(overlay).save(targets[1], quality=95)
 
 
 if __name__ == "__main__":

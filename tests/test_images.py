@@ -177,6 +177,13 @@ def test_files_that_would_be_waited_for(tmp_path):
         images.read_file(tmp_path / "pipe.jpg")
 
 
+def test_a_label_with_an_orientation_is_refused():
+    for kind in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(PIXELS[..., 0]), kind, exif=exif_of(6))
+        with pytest.raises(ValueError, match=r"label 'x' has an EXIF orientation \(6\): save it without"):
+            images.decode_label(data, "x")
+
+
 def mutated(data, rng):
     """Cut, or with some bytes changed, doubled or left out; a PNG's checksums may be made right again."""
     data = bytearray(data)

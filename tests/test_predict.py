@@ -35,13 +35,16 @@ def test_like_names_keep_their_endings(caplog):
     assert names("a.jpg", "a.png", "a.jpg.png") == ["a.jpg", "a.png", "a.jpg.png"]
 
 
-def test_what_is_an_image(tmp_path):
+def test_what_is_an_image(tmp_path, caplog):
     for name in ("a.JPG", "b.jfif", "c.jpe", "d.webp", "e.tiff", "-f.png", "g [1].bmp", "h\n.gif", "i.ppm"):
         (tmp_path / name).write_bytes(b"x")
     for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "notes.txt", "x.eps", "y.pdf"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.jpg").mkdir()
-    found = [path.name for path in predict.find_images(tmp_path)]
+    with caplog.at_level("INFO", "fcn_jax"):
+        found = [path.name for path in predict.find_images(tmp_path)]
+    assert "4 files in" in caplog.text
+    assert "are no images and left alone, first 'Thumbs.db'" in caplog.text
     assert found == sorted(["-f.png", "a.JPG", "b.jfif", "c.jpe", "d.webp", "e.tiff", "g [1].bmp", "h\n.gif", "i.ppm"])
 
 
@@ -70,13 +73,24 @@ def test_one_image_does_not_keep_from_the_others(tmp_path, monkeypatch, caplog):
         pytest.raises(ValueError, match="4 of 7 images failed; the others are done"),
     ):
         predict.main(["predict"])
-    for text in ("b.jpg' cannot be decoded", "gone.jpg", "out of memory: ", "File name too long"):
+    for text in ("b.jpg' cannot be decoded", "gone.jpg", "huge.png: out of memory: ", "File name too long"):
         assert text in caplog.text
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith("n")], "nothing half written"
     masks = sorted((tmp_path / "out").glob("?.png"))
     assert [path.name for path in masks] == ["a.png", "c.png", "z.png"]
     for path in masks:
         with Image.open(path) as mask:
             assert (mask.mode, mask.size) == ("P", (30, 20))
+
+
+def test_an_image_is_not_replaced_by_a_link_to_it(tmp_path):
+    checkpoint.save_params(tmp_path / "net", params(), SPEC)
+    write_image(tmp_path / "out" / "a.png", (20, 30))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "out" / "a.png")
+    given = {"checkpoint": str(tmp_path / "net"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    with flagsaver.flagsaver(**given), pytest.raises(ValueError, match=r"would replace the image '.*in/a\.png': name"):
+        predict.main(["predict"])
 
 
 def test_the_mask_of_a_large_jpeg_has_its_size(tmp_path):

@@ -102,10 +102,11 @@ def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
 def decode_label(data: bytes, name: str) -> np.ndarray:
     """An encoded label as uint8 [H, W] of class ids: a palette PNG gives its indices, not its colours.
 
-    CorruptError with `name` if it cannot be decoded, another ValueError if it can and holds no class ids.
+    CorruptError with `name` if it cannot be decoded, another ValueError if it can and holds no class ids, or is to be
+    turned by EXIF, so that nobody knows how it was drawn.
     """
     try:
-        image, _ = _open(data)
+        image, number = _open(data)
         with image:
             kind, mode = image.format, image.mode
             if image.width * image.height > MAX_PIXELS:
@@ -116,6 +117,8 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         raise _undecodable("label", name, data, error) from None
     if kind in ("JPEG", "MPO"):
         raise ValueError(f"label {name!r} is a JPEG, whose values are not exact: save class ids as PNG")
+    if number != 1:
+        raise ValueError(f"label {name!r} has an EXIF orientation ({number}): save it without")
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label
