@@ -205,7 +205,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
 @pytest.mark.slow
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
-    workdir, steps = tmp_path / "run", 200
+    workdir, steps = tmp_path / "run", 120
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
         job.until(f"step 6/{steps}")
@@ -500,6 +500,7 @@ def test_corrupt_images_in_the_middle_of_the_data(tmp_path):
     process = command("fcn_jax.main", *given, f"--workdir={tmp_path}/skip", "--config.data.corrupt=skip")
     assert process.returncode == 0
     stderr = process.stderr
+    assert "1 of 5 images of voc_segmentation/train are corrupt and left out: c" in stderr
     for name in ("image 'c'", "label '.*g.png'"):
         assert re.search(f"{name} cannot be decoded", stderr), stderr
     assert len(processes.losses(tmp_path / "skip")) == 8

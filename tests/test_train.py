@@ -411,3 +411,12 @@ def test_class_weights(data_dir):
 def test_panels_are_written_of_the_first_images(finished):
     pictures = pathlib.Path(finished / "pictures").glob("*.png")
     assert sorted(p.name for p in pictures) == ["tiny_6-_0.png"]
+
+
+def test_images_that_are_skipped_are_named_once(caplog):
+    known = {"a"}
+    for _ in range(2):
+        batch = {"id": np.array([["c", "a", "b"]]), "corrupt": np.array([[True, True, False]])}
+        train._tell_corrupt(batch, known)
+    assert [record.getMessage() for record in caplog.records] == ["corrupt and skipped: c (2 images so far)"]
+    assert known == {"a", "c"}
