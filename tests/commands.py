@@ -20,6 +20,7 @@ from fcn_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAME = "fcn_jax"  # absl's name for the module that is run
+_IMPORTED = set()  # flags of modules that tests import; once they are put back, absl does not know of which
 
 
 def command(module, *arguments):
@@ -85,6 +86,7 @@ def _as_a_process(argv) -> Iterator[None]:
 def _no_flags() -> Iterator[None]:
     """Every command defines its own, and absl knows one of each name."""
     imported = _take_flags()
+    _IMPORTED.update(imported)
     try:
         yield
     finally:
@@ -98,6 +100,7 @@ def _take_flags():
     own = [
         flag.name for module, found in flags.FLAGS.flags_by_module_dict().items() for flag in found if NAME in module
     ]
+    own += _IMPORTED
     taken = {name: flags.FLAGS[name] for name in flags.FLAGS if name in own or name.startswith("config.")}
     for name in taken:
         delattr(flags.FLAGS, name)

@@ -161,6 +161,13 @@ def test_a_large_jpeg_is_decoded_smaller_where_it_will_be_shrunk():
     assert images.decode_image(encoded(Image.fromarray(PIXELS), "JPEG"), "x", max_side=4).shape == PIXELS.shape
 
 
+def test_a_small_webp_that_claims_much():
+    """A picture of one colour takes few bytes, whatever its size; decoding it takes gigabytes."""
+    data = encoded(Image.new("RGB", (16383, 16383)), "WEBP", lossless=True)
+    with pytest.raises(images.CorruptError, match="has 268402689 pixels, which is more than 67108864: make it smaller"):
+        images.decode_image(data, "x")
+
+
 def test_pillows_limit_is_the_users(recwarn):
     limit = Image.MAX_IMAGE_PIXELS
     with pytest.raises(images.CorruptError):

@@ -19,6 +19,7 @@ VOID = 255
 # What is taken; Pillow's list is longer, and some of it is handed to other programs (EPS to Ghostscript).
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
 MAX_PIXELS = 178_956_970  # of an image that is decoded whole: Pillow's own limit, half a gigabyte
+MAX_WEBP = 2**26  # its decoder takes 22 bytes a pixel, and a file of 200 bytes may have any number of them
 LARGE = 2**25  # pixels from which on a JPEG is decoded smaller where it will be shrunk anyway
 
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
@@ -87,7 +88,8 @@ def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
                 factor = max_side / max(image.size)
                 image.draft("RGB", (math.ceil(image.width * factor), math.ceil(image.height * factor)))
             pixels, bits = image.width * image.height, _bits(image, data)
-            if pixels <= MAX_PIXELS and bits <= 8:
+            most = MAX_WEBP if image.format == "WEBP" else MAX_PIXELS
+            if pixels <= most and bits <= 8:
                 _load(image)
                 image.info.pop("transparency", None)  # colours stay, what is transparent has its own
                 return _turned(image, turn if image.format != "TIFF" else 1)
@@ -96,7 +98,7 @@ def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
     if bits > 8:  # Pillow would clip them at 255, or cut them
         raise CorruptError(f"image {name!r} has values of more than 8 bits ({bits})", "convert it to 8 bits")
     remedy = "make it smaller, or give --max_side" if image.format == "JPEG" and not max_side else "make it smaller"
-    raise CorruptError(f"image {name!r} has {pixels} pixels, which is more than {MAX_PIXELS}", remedy)
+    raise CorruptError(f"image {name!r} has {pixels} pixels, which is more than {most}", remedy)
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
