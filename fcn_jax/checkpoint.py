@@ -240,7 +240,7 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
     alone = jax.process_count() == 1
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if alone else replicated(make_mesh())
     target = with_sharding(spec.abstract_params(), sharding or default)
-    with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(_Literal(directory / "params"), target), spec
 
 

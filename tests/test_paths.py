@@ -1,5 +1,6 @@
 """Every path that a shell accepts works, or is refused before the first step."""
 
+import logging
 import os
 import pathlib
 
@@ -35,8 +36,8 @@ def test_converted_weights_anywhere(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["../run", "lr[0.1]/../../run [2] *", "a/./b//c"])
-def test_runs_anywhere(tmp_path, monkeypatch, name):
-    """As they are given: relative, with what is special to shells and globs."""
+def test_runs_anywhere(tmp_path, monkeypatch, caplog, capfd, name):
+    """As they are given: relative, with what is special to shells and globs; a notebook that loads one sees nothing."""
     (tmp_path / "here" / "lr[0.1]").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     save(name, {1: 0.5, 2: 0.4})
@@ -45,7 +46,11 @@ def test_runs_anywhere(tmp_path, monkeypatch, name):
     assert checkpoint.find(name).samefile(f"{name}/checkpoints/1")
     with checkpoint.Checkpoints(name) as checkpoints:
         assert checkpoints.latest_step() == 2
+    caplog.clear()
+    capfd.readouterr()
     predict = fcn_jax.load(name, which="latest")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert capfd.readouterr() == ("", "")
     assert predict.params["conv1_1"]["kernel"].ravel()[0] == 2
 
 
