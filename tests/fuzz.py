@@ -36,6 +36,7 @@ BASE, FACTOR = 200e6, 100  # bytes that any input may take, and how many for eac
 PIXEL = 24  # bytes that each pixel may take that an image's header speaks of
 SPACE = 4 << 30  # bytes of new address space, after which an allocation fails
 LINE = 5000  # characters
+PACKAGE = pathlib.Path(cli.__file__).parent
 
 
 @dataclasses.dataclass
@@ -147,7 +148,7 @@ def _outcome(target: Target, path: pathlib.Path, where: pathlib.Path) -> str:
 def _told(error: BaseException) -> str:
     """An error with the innermost function of fcn_jax that it passed."""
     frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [code for code in frames if "/fcn_jax/" in code.co_filename]
+    ours = [code for code in frames if pathlib.Path(code.co_filename).is_relative_to(PACKAGE)]
     at = f"{pathlib.Path(ours[-1].co_filename).stem}.{ours[-1].co_name}" if ours else "tests"
     return f"{type(error).__name__} in {at}: {' '.join(str(error).split())}"
 

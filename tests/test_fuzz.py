@@ -21,7 +21,7 @@ from fcn_jax.data import images, mat_file
 from fcn_jax.data.builders import voc_segmentation
 from fcn_jax.models import spec
 
-INPUTS = {"lists": 150, "keras": 40, "lpips": 150, "converted": 15}  # of the slow ones; 300 of the others
+INPUTS = {"lists": 150, "keras": 15, "lpips": 150, "converted": 8}  # of the slow ones; 300 of the others
 ERRORS = {"ValueError", "OSError", "FileNotFoundError", "CorruptError"}
 
 

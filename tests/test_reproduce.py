@@ -37,7 +37,8 @@ LOSSES = np.linspace(2, 1, 16)
 def write_run(workdir, *, mean_iou=0.5, losses=LOSSES, num_examples=3, step=16):
     """What fcn_jax.main leaves of a run of 16 steps, as far as it matters."""
     workdir.mkdir(exist_ok=True)
-    (workdir / "checkpoints" / "16").mkdir(parents=True, exist_ok=True)
+    (workdir / "checkpoints" / "16" / "model").mkdir(parents=True, exist_ok=True)
+    (workdir / "checkpoints" / "16" / "model" / "model.json").touch()
     (workdir / "origin.json").write_text(json.dumps({"commit": "c0ffee", "date": "2026-11-21", "hardware": "a laptop"}))
     rows = [{"step": step, "time": 60.0 * step, "loss": loss} for step, loss in enumerate(losses, 1)]
     rows.append({"step": 16, "time": 970.0, "eval/mean_iou": mean_iou})
