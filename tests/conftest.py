@@ -56,7 +56,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=3, help="how often test_killed_at_random_moments kills its run")
+    parser.addoption("--kills", type=int, default=3, help="how often test_stopped_and_killed_at_random_moments kills")
 
 
 @pytest.fixture(scope="session")

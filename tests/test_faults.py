@@ -105,22 +105,6 @@ def halfway(data_dir, tmp_path_factory):
 # --- stopped ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_sigterm_is_saved_and_the_same_command_goes_on(whole, data_dir, tmp_path):
-    with Job(*arguments(tmp_path / "run", data_dir)) as job:
-        job.until(f"step 6/{STEPS}")
-        job.signal(signal.SIGTERM)
-        assert job.wait() == [143]
-        assert "stopping when this step is done and saved; again stops at once" in job.stderr()
-        assert "Traceback" not in job.stderr()
-    kept = processes.saved_steps(tmp_path / "run")[-1]
-    assert kept == len(processes.losses(tmp_path / "run")) < STEPS, "nothing done is lost"
-    assert f"resuming {tmp_path}/run at step {kept} of {STEPS}" in processes.finish(
-        *arguments(tmp_path / "run", data_dir)
-    )
-    assert_same(tmp_path / "run", whole())
-
-
 @pytest.mark.parametrize("joined", [False, True])
 def test_sigterm_before_the_first_step_loses_nothing(data_dir, tmp_path, joined):
     """While the step is compiled there is nothing to save; at most the first step was quicker than the signal.
@@ -174,15 +158,27 @@ def assert_none_damaged_but_one_being_deleted(stderr, kept):
     assert all(step < kept for step in found), stderr
 
 
+def stopped_after_six_steps(workdir, data_dir, steps):
+    """A run that SIGTERM has ended, and that has saved all that was done."""
+    with Job(*arguments(workdir, data_dir, steps=steps)) as job:
+        job.until(f"step 6/{steps}")
+        job.signal(signal.SIGTERM)
+        assert job.wait() == [143]
+        assert "stopping when this step is done and saved; again stops at once" in job.stderr()
+        assert "Traceback" not in job.stderr()
+    assert processes.saved_steps(workdir)[-1] == len(processes.losses(workdir)) < steps
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
-    """SIGKILL, every second time inside of a save; each start has to go on from the newest whole checkpoint."""
+def test_stopped_and_killed_at_random_moments(whole, data_dir, tmp_path, request):
+    """SIGTERM, then SIGKILL, every second time inside of a save; each start goes on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
     workdir, steps, rng = tmp_path / "run", 60 * rounds, random.Random(rounds)
+    stopped_after_six_steps(workdir, data_dir, steps)
     inside = 0
     for number in range(1, rounds + 1):
         with Job(*arguments(workdir, data_dir, steps=steps)) as job:
-            kept = max(processes.saved_steps(workdir), default=0)
+            kept = processes.saved_steps(workdir)[-1]
             job.until(f"step {kept + 10}/{steps}")
             time.sleep(rng.uniform(0, 0.2))
             if number % 2:
@@ -190,7 +186,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
             job.kill()
             assert job.wait() == [137]
             inside += is_saving(workdir)
-            assert not kept or f"resuming {workdir} at step {kept} of {steps}" in job.stderr(), job.stderr()
+            assert f"resuming {workdir} at step {kept} of {steps}" in job.stderr(), job.stderr()
             assert_none_damaged_but_one_being_deleted(job.stderr(), kept)
     assert inside >= rounds // 3, "kills inside of a save are what this is about"
     kept = processes.saved_steps(workdir)[-1]
@@ -205,7 +201,7 @@ def test_killed_at_random_moments(whole, data_dir, tmp_path, request):
 @pytest.mark.slow
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
-    workdir, steps = tmp_path / "run", 72
+    workdir, steps = tmp_path / "run", 56
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
         job.until(f"step 6/{steps}")
@@ -221,7 +217,7 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     before, kept = kept, processes.saved_steps(workdir)[-1]
     assert before < kept == len(processes.losses(workdir)) < before + 8
     for killed in (1, 0):
-        at = kept + 20
+        at = kept + 12
         with Job(*given, processes=2) as job:
             job.until(f"step {at}/{steps}")
             assert f"resuming {workdir} at step {kept} of {steps}" in job.stderr()
