@@ -171,7 +171,7 @@ def stopped_after_six_steps(workdir, data_dir, steps):
 
 @pytest.mark.slow
 def test_stopped_and_killed_at_random_moments(whole, data_dir, tmp_path, request):
-    """SIGTERM, then SIGKILL, every second time inside of a save; each start goes on from the newest whole checkpoint."""
+    """SIGTERM, then SIGKILL, every second in a save; each start has to go on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
     workdir, steps, rng = tmp_path / "run", 60 * rounds, random.Random(rounds)
     stopped_after_six_steps(workdir, data_dir, steps)
