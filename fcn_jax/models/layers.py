@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from fcn_jax.models.convolution import convolve, max_pool
 
 # BGR mean of PASCAL VOC's training images, as in the release's data layers.
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
@@ -59,16 +60,13 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def conv(x: jax.Array, name: str, features: int, size: int, padding: int, dtype: Any, zero: bool = False) -> jax.Array:
-    """The layer `name`: a size x size convolution with bias, float32 parameters, computed in `dtype`.
-
-    float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
-    """
+    """The layer `name`: a size x size convolution with bias, float32 parameters, computed in `dtype`."""
     layer = nn.Conv(
         features,
         (size, size),
         padding=padding,
         dtype=dtype,
-        precision=lax.Precision.DEFAULT if dtype == jnp.bfloat16 else lax.Precision.HIGHEST,
+        conv_general_dilated=lambda x, kernel, *_, **__: convolve(x, kernel, padding),
         kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
         name=name,
     )
@@ -77,5 +75,4 @@ def conv(x: jax.Array, name: str, features: int, size: int, padding: int, dtype:
 
 def ceil_pool(m: Map) -> Map:
     """2x2 max pooling, stride 2, in Caffe's ceil mode: n -> ceil(n / 2)."""
-    pooled = nn.max_pool(m.x, (2, 2), strides=(2, 2), padding="SAME")
-    return m.resized(pooled, lambda n: (n + 1) // 2)
+    return m.resized(max_pool(m.x), lambda n: (n + 1) // 2)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from fcn_jax.models.convolution import relu
 from fcn_jax.models.layers import Map, at_least_float32, ceil_pool, conv, preprocess
 
 BLOCKS = ((1, 2, 1), (2, 2, 2), (3, 3, 4), (4, 3, 8), (5, 3, 8))  # block, convolutions, multiple of `width`
@@ -42,12 +43,14 @@ def encode(
         for index in range(1, convolutions + 1):
             name = f"conv{block}_{index}"
             border = BORDER if caffe and name == "conv1_1" else 1
-            x = nn.relu(conv(m.x, name, multiple * width, 3, border, dtype))
-            m = m.grown(x, 2 * (border - 1)).masked()
-        m = maps[f"pool{block}"] = ceil_pool(m)
-    x = nn.relu(conv(m.x, "fc6", fc_width, 7, 0 if caffe else 3, dtype))
+            m = m.grown(conv(m.x, name, multiple * width, 3, border, dtype), 2 * (border - 1)).masked()
+            if index == convolutions:  # rectified are the largest alone: the same, and less to compute and to keep
+                m = ceil_pool(m)
+            m = Map(relu(m.x), m.extent)
+        maps[f"pool{block}"] = m
+    x = relu(conv(m.x, "fc6", fc_width, 7, 0 if caffe else 3, dtype))
     m = m.grown(x, -6 if caffe else 0)
     x = nn.Dropout(dropout, deterministic=not train)(m.x)
-    x = nn.relu(conv(x, "fc7", fc_width, 1, 0, dtype))
+    x = relu(conv(x, "fc7", fc_width, 1, 0, dtype))
     x = nn.Dropout(dropout, deterministic=not train)(x)
     return {"pool3": maps["pool3"], "pool4": maps["pool4"], "fc7": Map(x, m.extent)}

@@ -1,0 +1,196 @@
+"""The forms of convolutions and pooling: the same sums as XLA's and as loops in NumPy, and each on its platform."""
+
+import collections
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fcn_jax.models import convolution, layers
+from fcn_jax.models.spec import ModelSpec
+
+RNG = np.random.default_rng(0)
+# x [B, H, W, I], kernel [k, k, I, O], padding: among them one row, one column, and more padding than image.
+CASES = [
+    ((1, 5, 7, 3), (3, 3, 3, 4), 1),
+    ((3, 4, 9, 2), (3, 3, 2, 5), 0),
+    ((2, 1, 6, 3), (3, 3, 3, 2), 1),
+    ((1, 6, 1, 4), (3, 3, 4, 1), 1),
+    ((1, 3, 4, 3), (3, 3, 3, 2), 9),
+    ((2, 8, 9, 3), (7, 7, 3, 5), 0),
+    ((1, 2, 3, 4), (7, 7, 4, 3), 3),
+    ((2, 5, 4, 6), (1, 1, 6, 3), 0),
+]
+
+
+def draw(*shape, dtype=np.float64):
+    return RNG.normal(size=shape).astype(dtype)
+
+
+def loops(x, kernel, padding):
+    """The convolution as it is defined."""
+    size = len(kernel)
+    x = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    rows, columns = (n - size + 1 for n in x.shape[1:3])
+    y = np.zeros((len(x), rows, columns, kernel.shape[-1]))
+    for i, j in itertools.product(range(size), repeat=2):
+        y += x[:, i : i + rows, j : j + columns] @ kernel[i, j]
+    return y
+
+
+def loops_gradient(x, kernel, g, padding):
+    """Of x and of the kernel, tap by tap."""
+    size = len(kernel)
+    padded = np.pad(x, ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    dx, dk = np.zeros_like(padded), np.zeros_like(kernel)
+    rows, columns = g.shape[1:3]
+    for i, j in itertools.product(range(size), repeat=2):
+        dx[:, i : i + rows, j : j + columns] += g @ kernel[i, j].T
+        dk[i, j] = np.einsum("bhwi,bhwo->io", padded[:, i : i + rows, j : j + columns], g)
+    inside = np.s_[padding : padding + x.shape[1]], np.s_[padding : padding + x.shape[2]]
+    return dx[:, inside[0], inside[1]], dk
+
+
+GRADIENTS = {
+    "xla": convolution.gradient_of(convolution.xla),
+    "product": convolution.gradient_of(convolution.product),
+    "by_rows": convolution.by_rows,
+}
+
+
+@pytest.mark.parametrize(("x", "kernel", "padding"), CASES)
+def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
+    x, kernel = draw(*x), draw(*kernel)
+    expected = loops(x, kernel, padding)
+    g = draw(*expected.shape)
+    gradient = loops_gradient(x, kernel, g, padding)
+    with jax.enable_x64(True):
+        for way in (convolution.xla, convolution.product, convolution.convolve):
+            np.testing.assert_allclose(way(jnp.asarray(x), jnp.asarray(kernel), padding), expected, atol=1e-12)
+        for name, way in GRADIENTS.items():
+            found = way(*map(jnp.asarray, (x, kernel, g)), padding)
+            for value, wanted in zip(found, gradient, strict=True):
+                np.testing.assert_allclose(value, wanted, atol=1e-12, err_msg=name)
+
+
+# Just enough for each rule of _cpu_form: rows, products of 7x7 and of 1x1, and XLA's where a map is small.
+CHOSEN = [
+    ((1, 64, 64, 3), (3, 3, 3, 64), 1, "while"),
+    ((1, 63, 64, 3), (3, 3, 3, 64), 1, "convolution"),
+    ((1, 64, 64, 3), (3, 3, 3, 63), 1, "convolution"),
+    ((1, 7, 8, 2), (7, 7, 2, 56), 0, "dot_general"),
+    ((1, 7, 8, 2), (7, 7, 2, 55), 0, "convolution"),
+    ((1, 9, 8, 2), (1, 1, 2, 3), 0, "dot_general"),
+]
+
+
+def operations(x, kernel, padding, platform, dtype=jnp.float32):
+    """{operation: how many} of a convolution with both gradients as it is lowered for a platform."""
+
+    def loss(x, kernel):
+        return (convolution.convolve(x, kernel, padding) ** 2).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in (x, kernel)]
+    text = jax.jit(jax.grad(loss, (0, 1))).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    return collections.Counter(re.findall(r"stablehlo\.(convolution|while|dot_general)\b", text))
+
+
+@pytest.mark.parametrize(("x", "kernel", "padding", "form"), CHOSEN)
+def test_the_form_is_that_of_the_platform(x, kernel, padding, form):
+    on_cpu = operations(x, kernel, padding, "cpu")
+    expected = {"while": {"while": 1, "dot_general": 1, "convolution": 2}, "dot_general": {"dot_general": 3}}
+    assert on_cpu == expected.get(form, {"convolution": 3})
+    for platform in ("tpu", "cuda"):
+        assert operations(x, kernel, padding, platform) == {"convolution": 3}
+    assert operations(x, kernel, padding, "cpu", jnp.bfloat16) == {"convolution": 3}
+
+
+@pytest.mark.parametrize(("x", "kernel", "padding", "form"), [case for case in CHOSEN if case[3] != "convolution"])
+def test_both_platforms_give_the_same_numbers(x, kernel, padding, form):
+    """To 2e-6 of the largest, in float32."""
+    x, kernel = draw(*x, dtype=np.float32), draw(*kernel, dtype=np.float32)
+    y, pull = jax.vjp(functools.partial(convolution.convolve, padding=padding), x, kernel)
+    expected, pull_xla = jax.vjp(functools.partial(convolution.xla, padding=padding), x, kernel)
+    g = draw(*y.shape, dtype=np.float32)
+    for found, wanted in zip((y, *pull(g)), (expected, *pull_xla(g)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_a_layer_that_is_not_trained_costs_no_gradient():
+    """Of frozen kernels nothing is computed, nor of an image."""
+
+    def count(arguments):
+        shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 64, 64, 3), (3, 3, 3, 64))]
+        loss = jax.grad(lambda x, kernel: (convolution.convolve(x, kernel, 1) ** 2).sum(), arguments)
+        text = jax.jit(loss).lower(*shapes).compile().as_text()
+        return len(re.findall(r" while\(", text)), len(re.findall(r" convolution\(", text))
+
+    assert count(0) == (0, 2)
+    assert count(1) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 2), (6, 6), (7, 9)])
+def test_pooling_gives_its_gradient_to_the_first_of_the_largest(size):
+    """Of few values, so that many are equal; and the same as XLA's own."""
+    x = RNG.integers(-1, 2, (2, *size, 3)).astype(np.float32)
+    rows, columns = (-(-n // 2) for n in size)
+    g = draw(2, rows, columns, 3, dtype=np.float32)
+    y, dx = np.zeros_like(g), np.zeros_like(x)
+    for index in np.ndindex(g.shape):
+        b, i, j, c = index
+        window = [(b, r, s, c) for r in (2 * i, 2 * i + 1) for s in (2 * j, 2 * j + 1) if r < size[0] and s < size[1]]
+        largest = max(window, key=lambda place: x[place])  # the first of them
+        y[index] = x[largest]
+        dx[largest] = g[index]
+    found, pull = jax.vjp(convolution.max_pool, jnp.asarray(x))
+    np.testing.assert_array_equal(found, y)
+    np.testing.assert_array_equal(pull(jnp.asarray(g))[0], dx)
+
+
+def test_rectified_are_the_largest_alone():
+    """Pooling before relu is pooling after it, also where images end inside a window, in values and gradients."""
+    x, g = draw(2, 7, 10, 3, dtype=np.float32), draw(2, 4, 5, 3, dtype=np.float32)
+    extent = jnp.array([[7, 10], [4, 3]], jnp.int32)
+
+    def before(x):
+        return convolution.relu(layers.ceil_pool(layers.Map(x, extent).masked()).x)
+
+    def after(x):
+        return layers.ceil_pool(layers.Map(jax.nn.relu(x), extent).masked()).x
+
+    (found, pull), (expected, pull_after) = jax.vjp(before, x), jax.vjp(after, x)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pull(g)[0], pull_after(g)[0])
+
+
+def test_relu_has_no_gradient_at_zero_and_below():
+    x = jnp.array([[[[-1.0, 0.0, 2.0]]]])
+    y, pull = jax.vjp(convolution.relu, x)
+    np.testing.assert_array_equal(y, [[[[0, 0, 2]]]])
+    np.testing.assert_array_equal(pull(jnp.full_like(x, 3))[0], [[[[0, 0, 3]]]])
+
+
+def test_the_full_network_on_each_platform(monkeypatch):
+    """FCN-8s at 160x192: on CPU the four maps of conv1 and conv2 go by rows; TPU and GPU have XLA's alone."""
+    spec = ModelSpec("fcn8s", "vgg16", "same", False, "fixed", 64, 4096, ("a", "b"), ((0, 0, 0), (1, 1, 1)))
+
+    def operations(platform):
+        def loss(params, image):
+            return spec.build().apply({"params": params}, image).sum()
+
+        image = jax.ShapeDtypeStruct((1, 160, 192, 3), jnp.uint8)
+        text = jax.jit(jax.grad(loss)).trace(spec.abstract_params(), image).lower(lowering_platforms=(platform,))
+        words = re.findall(r"stablehlo\.(\w+)", text.as_text())
+        return collections.Counter(word for word in words if word not in ("case", "constant", "return"))
+
+    found = {platform: operations(platform) for platform in ("cpu", "tpu", "cuda")}
+    own = convolution.gradient_of(convolution.xla)
+    monkeypatch.setattr(convolution, "_cpu_form", lambda x, kernel: (convolution.xla, own))
+    assert found["tpu"] == found["cuda"] == operations("tpu") == operations("cpu")
+    assert found["tpu"]["while"] == 0
+    assert found["cpu"]["while"] == 4
+    assert found["cpu"]["convolution"] < found["tpu"]["convolution"]
