@@ -23,7 +23,7 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax import checkpoint, visualize
-from fcn_jax.data import datasets, pipeline
+from fcn_jax.data import canvases, datasets, pipeline
 
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
@@ -69,7 +69,8 @@ def panels(run, results, ids):
     config = json.loads((run / "config.json").read_text())["data"]
     where = {"raw_dir": config["raw_dir"], "data_dir": config["data_dir"]}
     data = datasets.open_split(config["name"], results["split"], **where)
-    examples = pipeline.eval_dataset(data, pipeline.largest_size(data), batch_size=1)
+    alone = [canvases.Batch(tuple(size), (index,)) for index, size in enumerate(data.sizes.tolist())]
+    examples = pipeline.eval_dataset(data, alone, batch_size=1)
     predict = fcn_jax.load(run, which="latest", scales=results["scales"], flip=results["flip"])
     for name in ids:
         example = examples[data.ids.index(name)]

@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 
 from fcn_jax import checkpoint, metrics, multiscale, progress
-from fcn_jax.data import datasets, pipeline
+from fcn_jax.data import canvases, datasets, pipeline
 
 PARTS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -54,7 +54,7 @@ def main():
         return [metrics.confusion_matrix(batch["label"], found, len(weights)) for found in predictions]
 
     confusions = np.zeros((len(PARTS), len(weights), len(weights)), np.int64)
-    batches = pipeline.eval_dataset(split, pipeline.largest_size(split), batch_size=4)
+    batches = pipeline.eval_dataset(split, canvases.batches(split.sizes, 4), batch_size=4)
     for batch in progress.bar(batches, options.split, len(batches), "batches"):
         confusions += np.array(counts(params, {key: batch[key] for key in ("image", "label", "size")}))
     print("| a | pixel acc. | mean acc. | mean IU | " + " | ".join(split.class_names) + " |")

@@ -5,7 +5,7 @@ import functools
 import io
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +18,30 @@ from PIL import Image
 from fcn_jax import checkpoint, distributed, metrics, multiscale, progress, sharding, train_state, visualize
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
-from fcn_jax.data import datasets, pipeline
+from fcn_jax.data import canvases, datasets, pipeline
 from fcn_jax.models.spec import ModelSpec
 
+# An evaluation step for each canvas (height, width) of a split.
+Steps = Mapping[tuple[int, int], Callable[..., Any]]
 
-def compile_eval_step(
-    spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, config: ConfigDict
-) -> Callable[..., Any]:
-    """train_state.eval_step of one network on batches of one split, compiled over the mesh.
+
+def compile_eval_steps(spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, config: ConfigDict) -> Steps:
+    """train_state.eval_step of one network on the batches of one split, compiled over the mesh, by canvas.
 
     `places` are the shardings of the parameters (one for all will do). The counts come back whole on every device.
     ValueError with what would fit if the memory does not suffice.
     """
+    used = {batch.canvas for batch in canvases.batches(split.sizes, config.eval.batch_size)}
+    # The largest first, since it shows whether the memory suffices.
+    return {
+        canvas: _compile_eval_step(spec, places, mesh, canvas, config)
+        for canvas in sorted(used, key=lambda canvas: -canvas[0] * canvas[1])
+    }
+
+
+def _compile_eval_step(
+    spec: ModelSpec, places: Any, mesh: Mesh, canvas: tuple[int, int], config: ConfigDict
+) -> Callable[..., Any]:
     batch_size = config.eval.batch_size
     step = functools.partial(
         train_state.eval_step,
@@ -38,7 +50,6 @@ def compile_eval_step(
         flip=config.eval.flip,
     )
     whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
-    canvas = pipeline.largest_size(split)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *canvas, 3), jnp.uint8, sharding=divided),
         "label": jax.ShapeDtypeStruct((batch_size, *canvas), jnp.uint8, sharding=divided),
@@ -52,7 +63,7 @@ def compile_eval_step(
 
 
 def evaluate(
-    eval_step: Callable[..., Any],
+    steps: Steps,
     params: Any,
     split: datasets.Split,
     mesh: Mesh,
@@ -69,9 +80,10 @@ def evaluate(
       num_corrupt (that were not, or were left out when the split was prepared), loss (mean per labelled pixel), the
       four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB [H', W', 3]).
     """
+    plan = canvases.batches(split.sizes, batch_size)
     dataset = pipeline.eval_dataset(
         split,
-        pipeline.largest_size(split),
+        plan,
         batch_size=batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -80,41 +92,41 @@ def evaluate(
     skipped = 0
     confusion = np.zeros((len(split.class_names),) * 2, np.int64)
     loss = 0.0
-    rows: list[dict[str, Any]] = []
-    panels: list[np.ndarray] = []
-    pending: list[dict[str, jax.Array]] = []
+    rows: dict[int, dict[str, Any]] = {}
+    panels: dict[int, np.ndarray] = {}
+    pending: list[tuple[canvases.Batch, dict[str, jax.Array]]] = []
 
-    def add(counts: dict[str, jax.Array]) -> None:
+    def add(planned: canvases.Batch, counts: dict[str, jax.Array]) -> None:
         nonlocal confusion, loss
         per_image = jax.device_get(counts["confusion"])
-        rows.extend(_rows(split.ids[len(rows) :], per_image))
+        rows.update((index, _row(split.ids[index], c)) for index, c in zip(planned.images, per_image, strict=False))
         confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + float(jax.device_get(counts["loss"]))
 
-    batches = pipeline.iterate(dataset, 0, num_threads)
-    for batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
+    batches = zip(plan, pipeline.iterate(dataset, 0, num_threads), strict=True)
+    for planned, batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
         arrays = {key: batch[key] for key in ("image", "label", "size")}
         skipped += int(batch["corrupt"].sum())
-        counts = eval_step(params, sharding.to_devices(arrays, mesh, 0))
-        if len(panels) < pictures:
-            prediction = np.concatenate([jax.device_get(s.data) for s in counts["prediction"].addressable_shards])
-            panels += _panels(batch, prediction, split)[: pictures - len(panels)]
-        pending.append(counts)
+        counts = steps[planned.canvas](params, sharding.to_devices(arrays, mesh, 0))
+        share = batch_size // jax.process_count()
+        places = planned.images[jax.process_index() * share :][:share]
+        _add_panels(panels, pictures, places, batch, counts["prediction"], split)
+        pending.append((planned, counts))
         # Counts are fetched one batch late, so that the devices never wait for the host.
         if len(pending) > 1:
-            add(pending.pop(0))
+            add(*pending.pop(0))
     for last in pending:
-        add(last)
+        add(*last)
     scores = metrics.scores(confusion)
     skipped = distributed.total(skipped)
     results = {
-        "per_image": rows,
+        "per_image": [rows[index] for index in sorted(rows)],
         "split": split.split,
         "num_examples": len(split.ids) - skipped,
         "num_corrupt": skipped + len(split.corrupt),
         "loss": loss / max(int(confusion.sum()), 1),
     }
     scores["per_class_iou"] = dict(zip(split.class_names, scores["per_class_iou"].tolist(), strict=True))
-    return {**results, **scores, "confusion_matrix": confusion.tolist()}, panels
+    return {**results, **scores, "confusion_matrix": confusion.tolist()}, [panels[index] for index in sorted(panels)]
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
@@ -142,7 +154,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
             " evaluate it on its own dataset"
         )
     results, panels = evaluate(
-        compile_eval_step(spec, whole, mesh, data, config),
+        compile_eval_steps(spec, whole, mesh, data, config),
         params,
         data,
         mesh,
@@ -188,17 +200,11 @@ def write_results(
     workdir_lib.write(workdir / f"eval_{name}.json", json.dumps(readable, indent=2) + "\n")  # last: all is there
 
 
-def _rows(ids: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
-    """The scores of single images; the mean IU is over the classes that the image or its prediction has.
-
-    Confusion matrices [B, C, C] beyond the ids are of images that only fill the last batch.
-    """
-    rows = []
-    for name, counts in zip(ids, confusion, strict=False):
-        scores = metrics.scores(counts)
-        kept = {key: scores[key] for key in ("pixel_accuracy", "mean_iou")}
-        rows.append({"id": name, "labelled": int(counts.sum()), **kept})
-    return rows
+def _row(name: str, confusion: np.ndarray) -> dict[str, Any]:
+    """The scores of one image; the mean IU is over the classes that the image or its prediction has."""
+    scores = metrics.scores(confusion)
+    kept = {key: scores[key] for key in ("pixel_accuracy", "mean_iou")}
+    return {"id": name, "labelled": int(confusion.sum()), **kept}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -217,15 +223,26 @@ def _readable(value: Any) -> Any:
     return value
 
 
-def _panels(batch: dict[str, np.ndarray], prediction: np.ndarray, split: datasets.Split) -> list[np.ndarray]:
-    panels = []
-    for image, truth, guess, (height, width), name, corrupt in zip(
-        batch["image"], batch["label"], prediction, batch["size"], batch["id"], batch["corrupt"], strict=True
-    ):
-        if name and not corrupt:
-            part = np.s_[:height, :width]
-            panels.append(visualize.panel(image[part], truth[part], guess[part], split.class_names, split.palette))
-    return panels
+def _add_panels(
+    panels: dict[int, np.ndarray],
+    most: int,
+    places: Sequence[int],
+    batch: dict[str, np.ndarray],
+    prediction: jax.Array,
+    split: datasets.Split,
+) -> None:
+    """Keeps those of the first images of the split, by their places, that this process has been given."""
+    limit = max(panels) if len(panels) >= most > 0 else len(split.ids)
+    wanted = [k for k, place in enumerate(places) if place < limit and not batch["corrupt"][k]]
+    if not most or not wanted:
+        return
+    local = np.concatenate([jax.device_get(shard.data) for shard in prediction.addressable_shards])
+    for k in wanted:
+        part = tuple(slice(n) for n in batch["size"][k])
+        arrays = (batch["image"][k][part], batch["label"][k][part], local[k][part])
+        panels[places[k]] = visualize.panel(*arrays, split.class_names, split.palette)
+    for place in sorted(panels)[most:]:
+        del panels[place]
 
 
 def _null_if_nan(value: Any) -> Any:

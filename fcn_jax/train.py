@@ -191,7 +191,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     # Compiled first, since that shows whether the memory suffices.
     dataset, canvas = _train_dataset(run)
     update = _compile_update(run, stage, optimizer, abstract, canvas)
-    eval_step = evaluate.compile_eval_step(spec, places.params, run.mesh, run.eval_split, config)
+    eval_steps = evaluate.compile_eval_steps(spec, places.params, run.mesh, run.eval_split, config)
     step = run.checkpoints.latest_step() or 0
     with jax.transfer_guard("allow"):  # from the host, once
         if step > stage.start:
@@ -200,7 +200,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
             state = jax.jit(create, out_shardings=places)(_initial_params(run, stage, previous))
     log.info("%s: steps %d to %d", stage.network, int(jax.device_get(state.step)), stage.end)
     with Stop() as stop:
-        state = _loop(run, stage, spec, state, dataset, update, eval_step, stop)
+        state = _loop(run, stage, spec, state, dataset, update, eval_steps, stop)
     return sharding.to_host(state.result, run.mesh)
 
 
@@ -211,7 +211,7 @@ def _loop(
     state: train_state.TrainState,
     dataset: Any,
     update: Callable[..., Any],
-    eval_step: Callable[..., Any],
+    eval_steps: evaluate.Steps,
     stop: Stop,
 ) -> train_state.TrainState:
     config, schedule = run.config, _schedule(run.config, stage)
@@ -240,7 +240,7 @@ def _loop(
             losses.clear()
         if saves:
             with clock.stopped():
-                scores = _evaluate(run, state, eval_step, show_table=last) if evaluates else None
+                scores = _evaluate(run, state, eval_steps, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)
         if stops:
             raise stop.stopped()
@@ -261,11 +261,11 @@ def _tell_corrupt(batch: dict[str, np.ndarray], known: set[str]) -> None:
 
 
 def _evaluate(
-    run: Run, state: train_state.TrainState, eval_step: Callable[..., Any], *, show_table: bool
+    run: Run, state: train_state.TrainState, eval_steps: evaluate.Steps, *, show_table: bool
 ) -> dict[str, Any]:
     """Evaluates on the eval split, writes results, curves and pictures; the scores that go with the checkpoint."""
     results, panels = evaluate.evaluate(
-        eval_step,
+        eval_steps,
         state.result,
         run.eval_split,
         run.mesh,

@@ -25,7 +25,7 @@ from layouts import (
 from PIL import Image
 
 from fcn_jax import config as config_lib
-from fcn_jax.data import datasets, images, pipeline
+from fcn_jax.data import canvases, datasets, images, pipeline
 from fcn_jax.data.builders import base, voc_segmentation
 
 IDS = ["a", "b", "c", "d", "e"]
@@ -321,7 +321,9 @@ def train_elements(split, corrupt, options, threads=0):
 
 
 def eval_elements(split, corrupt, threads=2):
-    dataset = pipeline.eval_dataset(split, CANVAS, batch_size=4, corrupt=corrupt)
+    everything = tuple(range(len(split.ids)))
+    batches = [canvases.Batch(CANVAS, everything[start : start + 4]) for start in range(0, len(everything), 4)]
+    dataset = pipeline.eval_dataset(split, batches, batch_size=4, corrupt=corrupt)
     return list(pipeline.iterate(dataset, 0, threads))
 
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fcn_jax.data import datasets, images, pipeline
+from fcn_jax.data import canvases, datasets, images, pipeline
 
 CANVAS = (96, 96)
 WHOLE = pipeline.Augmentation(CANVAS)
@@ -203,31 +203,39 @@ def test_jitter_changes_colours_alone(split):
     assert (jittered["image"] != plain["image"]).any((2, 3, 4)).all()
 
 
+def all_on(canvas, count, batch_size):
+    """Batches of all images in order, on one canvas."""
+    return [canvases.Batch(canvas, tuple(range(count))[k : k + batch_size]) for k in range(0, count, batch_size)]
+
+
 @pytest.mark.parametrize(("batch_size", "processes"), [(1, 1), (3, 1), (4, 1), (100, 1), (2, 2), (4, 2), (100, 2)])
 def test_evaluation_takes_every_image_once(split, batch_size, processes):
+    """On canvases of two sizes, the last batch of each filled up."""
+    first, second = all_on(CANVAS, 5, batch_size), [canvases.Batch((CANVAS[0] + 9, CANVAS[1]), (6, 5, 7)[:batch_size])]
+    planned = [*first, *second]
     shares = [
-        pipeline.eval_dataset(split, CANVAS, batch_size=batch_size, process_index=i, process_count=processes)
+        pipeline.eval_dataset(split, planned, batch_size=batch_size, process_index=i, process_count=processes)
         for i in range(processes)
     ]
-    batches = -(-8 // batch_size)
-    assert [len(share) for share in shares] == [batches] * processes
-    rows = []
-    for step in range(batches):
+    assert [len(share) for share in shares] == [len(planned)] * processes
+    for step, expected in enumerate(planned):
+        rows = []
         for share in shares:
             batch = share[step]
-            assert batch["label"].shape == (batch_size // processes, *CANVAS)
+            assert batch["label"].shape == (batch_size // processes, *expected.canvas)
             rows += zip(*(batch[key] for key in ("image", "label", "size", "id")), strict=True)
-    assert [str(row[-1]) for row in rows] == split.ids + [""] * (batches * batch_size - 8)
-    for row in rows[:8]:
-        assert_whole(split, *row)
-    for image, label, size, _ in rows[8:]:
-        np.testing.assert_array_equal(size, [1, 1])
-        assert (image == 0).all()
-        assert (label == 255).all()
+        names = [split.ids[index] for index in expected.images]
+        assert [str(row[-1]) for row in rows] == names + [""] * (batch_size - len(names))
+        for row in rows[: len(names)]:
+            assert_whole(split, *row)
+        for image, label, size, _ in rows[len(names) :]:
+            np.testing.assert_array_equal(size, [1, 1])
+            assert (image == 0).all()
+            assert (label == 255).all()
 
 
 def test_evaluation_may_be_iterated_and_ends(split):
-    dataset = pipeline.eval_dataset(split, CANVAS, batch_size=3)
+    dataset = pipeline.eval_dataset(split, all_on(CANVAS, 8, 3), batch_size=3)
     assert_same(list(pipeline.iterate(dataset, 0, 2)), take(dataset, 0, 1, 2))
 
 
@@ -236,4 +244,4 @@ def test_largest_size_holds_every_image(split):
     height, width = pipeline.largest_size(split)
     assert (height, width) == tuple(shapes.max(0))
     with pytest.raises(ValueError, match=f"does not fit a canvas of {height - 1}x{width}"):
-        list(pipeline.iterate(pipeline.eval_dataset(split, (height - 1, width), batch_size=8), 0, 1))
+        list(pipeline.iterate(pipeline.eval_dataset(split, all_on((height - 1, width), 8, 8), batch_size=8), 0, 1))

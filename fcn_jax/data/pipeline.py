@@ -5,13 +5,13 @@ the global order, then batched, and only then divided among the processes.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from fcn_jax.data import images, transforms
+from fcn_jax.data import canvases, images, transforms
 from fcn_jax.data.datasets import Split
 
 
@@ -125,26 +125,28 @@ def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator
 
 def eval_dataset(
     split: Split,
-    canvas: tuple[int, int],
+    batches: Sequence[canvases.Batch],
     *,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
     corrupt: str = "raise",
 ) -> grain.MapDataset:
-    """Every image of the split once, whole, in order; the last batch is filled up with empty images (size 1, all void).
+    """The images of the batches, whole, in order; what is not full is filled up with empty images (size 1, all void).
 
     Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), corrupt
-    bool [B], B = batch_size / process_count; every process has the same number of them. `corrupt` as in train_dataset.
+    bool [B], B = batch_size / process_count; every process has the same number of them. H and W are those of the
+    batch's canvas. `corrupt` as in train_dataset.
     """
-    filled = -(-len(split.ids) // batch_size) * batch_size
     decode = _decoder(split, corrupt)
 
     def example(index: int) -> dict[str, Any]:
-        return _on_canvas(decode.map(index) if index < len(split.ids) else {**_EMPTY, **_marks("")}, canvas)
+        batch, place = batches[index // batch_size], index % batch_size
+        read = decode.map(batch.images[place]) if place < len(batch.images) else {**_EMPTY, **_marks("")}
+        return _on_canvas(read, batch.canvas)
 
-    batches = grain.MapDataset.range(filled).map(example).batch(batch_size // process_count)
-    return batches[process_index::process_count]
+    shares = grain.MapDataset.range(len(batches) * batch_size).map(example).batch(batch_size // process_count)
+    return shares[process_index::process_count]
 
 
 def largest_size(split: Split) -> tuple[int, int]:
