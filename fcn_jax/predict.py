@@ -1,12 +1,16 @@
 """Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR"""
 
+import collections
 import contextlib
+import dataclasses
 import errno
+import itertools
 import logging
 import os
 import pathlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +35,9 @@ _SCALES = flags.DEFINE_list("scales", "1", "Each image is scored at these sizes,
 _FLIP = flags.DEFINE_bool("flip", False, "Each image is scored mirrored, too.")
 
 _NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_FAILURES = (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError)  # of one image alone
+_THREADS = 2  # that read, and that write: decoding and compressing leave Python's lock
+_AHEAD = 2  # images read, and images to be written, that wait
 
 log = logging.getLogger("fcn_jax.predict")
 
@@ -57,7 +64,7 @@ def find_images(path: pathlib.Path) -> list[pathlib.Path]:
 
 def output_names(paths: Sequence[pathlib.Path]) -> list[str]:
     """What each image's mask is called, without .png: its name without the ending, with it where two would be alike."""
-    stems = Counter(path.stem.casefold() for path in paths)
+    stems = collections.Counter(path.stem.casefold() for path in paths)
     names = [path.name if stems[path.stem.casefold()] > 1 else path.stem for path in paths]
     if len({name.casefold() for name in names}) < len(names):  # a.jpg, a.png and a.jpg.png
         names = [path.name for path in paths]
@@ -67,15 +74,14 @@ def output_names(paths: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def segment(predictor: Predictor, image: np.ndarray, max_side: int) -> np.ndarray:
-    """The mask uint8 [H, W] of an image, computed at no more than `max_side` pixels a side (0: no limit)."""
+def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
+    """The image at no more than `max_side` pixels a side (0: no limit)."""
     height, width = image.shape[:2]
     if not max_side or max(height, width) <= max_side:
-        return predictor(image)
+        return image
     factor = max_side / max(height, width)
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    return enlarge(predictor(small), (height, width))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
 def enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -115,23 +121,16 @@ def main(argv: Sequence[str]) -> None:
     targets = [(output / f"{name}.png", output / f"{name}_overlay.jpg") for name in output_names(paths)]
     _refuse_replacing(paths, [target for pair in targets for target in pair])
     output.mkdir(parents=True, exist_ok=True)
+    jobs = [_Job(path, *pair) for path, pair in zip(paths, targets, strict=True)]
     failed = 0
-    jobs = zip(paths, targets, strict=True)
-    for path, pair in progress.bar(jobs, "predicting", len(paths), "images"):
-        try:
-            _predict(predictor, path, pair)
-        except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            for target in pair:
-                with contextlib.suppress(OSError):
-                    target.unlink(missing_ok=True)  # nothing half written
-            if getattr(error, "errno", None) in _NOWHERE_TO_WRITE:
-                raise
+    for job, error in progress.bar(_run(predictor, jobs), "predicting", len(jobs), "images"):
+        if error is not None:
             line = "out of memory: lower --max_side" if isinstance(error, MemoryError) else cli.explain(error)
-            log.error("%s", line if str(path) in line else f"{path}: {line}")
+            log.error("%s", line if str(job.path) in line else f"{job.path}: {line}")
             failed += 1
-    log.info("%d masks and overlays in %s", len(paths) - failed, output)
+    log.info("%d masks and overlays in %s", len(jobs) - failed, output)
     if failed:
-        raise ValueError(f"{failed} of {len(paths)} images failed; the others are done")
+        raise ValueError(f"{failed} of {len(jobs)} images failed; the others are done")
 
 
 def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
@@ -142,17 +141,83 @@ def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.P
             raise ValueError(f"{str(target)!r} would replace the image {str(source)!r}: name another --output")
 
 
-def _predict(predictor: Predictor, path: pathlib.Path, targets: tuple[pathlib.Path, pathlib.Path]) -> None:
-    """Writes the mask and the overlay of one image."""
-    data = images.read_file(path)
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """An image and where its mask and its overlay go; what was read of it."""
+
+    path: pathlib.Path
+    mask: pathlib.Path
+    overlay: pathlib.Path
+    image: np.ndarray | None = None  # uint8 [H, W, 3], of large JPEGs reduced
+    size: tuple[int, int] = (0, 0)  # height and width of the mask
+
+
+def _run(predictor: Predictor, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Exception | None]]:
+    """Each job when it is done, with what kept it from that; images are read and written while others are computed.
+
+    Raises OSError where nothing more can be written.
+    """
+    with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
+        writing: collections.deque[tuple[_Job, Future[None]]] = collections.deque()
+        read = _ahead(readers, _read, jobs, _AHEAD)
+        for job, mask in predictor.stream(read):
+            if isinstance(mask, Exception):
+                yield job, mask
+                continue
+            writing.append((job, writers.submit(_write, job, mask, predictor.spec.palette)))
+            while len(writing) > _AHEAD:
+                yield _written(*writing.popleft())
+        while writing:
+            yield _written(*writing.popleft())
+
+
+def _ahead(pool: Executor, work: Callable[[_Job], Any], jobs: Iterable[_Job], most: int) -> Iterator[tuple[_Job, Any]]:
+    """(job, work(job)) in order, at most so many begun ahead of what is taken; an exception in place of what failed."""
+    begun: collections.deque[tuple[_Job, Future[Any]]] = collections.deque()
+    for job in itertools.chain(jobs, [None] * most):
+        if job is not None:
+            begun.append((job, pool.submit(work, job)))
+        if begun and (job is None or len(begun) > most):
+            first, future = begun.popleft()
+            try:
+                yield first, future.result()
+            except _FAILURES as error:
+                yield first, error
+
+
+def _read(job: _Job) -> np.ndarray:
+    """The image as it is segmented; `job` keeps it as it is shown."""
+    data = images.read_file(job.path)
     if images.has_several(data):
-        log.info("%s has several pictures: the first is taken", path)
-    image = images.decode_image(data, str(path), max_side=_MAX_SIDE.value)
-    mask = segment(predictor, image, _MAX_SIDE.value)
-    palette = predictor.spec.palette
-    overlay = visualize.overlay(image, mask, palette)
-    visualize.save_mask(targets[0], enlarge(mask, images.upright_size(data)), palette)
-    Image.fromarray(overlay).save(targets[1], quality=95)
+        log.info("%s has several pictures: the first is taken", job.path)
+    job.image, job.size = images.decode_image(data, str(job.path), max_side=_MAX_SIDE.value), images.upright_size(data)
+    return shrink(job.image, _MAX_SIDE.value)
+
+
+def _write(job: _Job, mask: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
+    """Both files or, if one cannot be written, none."""
+    assert job.image is not None
+    try:
+        overlay = visualize.overlay(job.image, enlarge(mask, job.image.shape[:2]), palette)
+        visualize.save_mask(job.mask, enlarge(mask, job.size), palette)
+        Image.fromarray(overlay).save(job.overlay, quality=95)
+    except BaseException:
+        for target in (job.mask, job.overlay):
+            with contextlib.suppress(OSError):
+                target.unlink(missing_ok=True)
+        raise
+    finally:
+        job.image = None
+
+
+def _written(job: _Job, future: "Future[None]") -> tuple[_Job, Exception | None]:
+    try:
+        future.result()
+    except _FAILURES as error:
+        if getattr(error, "errno", None) in _NOWHERE_TO_WRITE:
+            raise
+        return job, error
+    return job, None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A trained network as a function from images to masks, for notebooks and for fcn_jax.predict."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,9 @@ from fcn_jax.models.spec import ModelSpec
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
 STEPS_PER_OCTAVE = 4
 BATCH = 8
+# What a stream computes at once. Two cores are busy with one image of 384x512, and four take as long one by one.
+PIXELS_AT_ONCE = {"cpu": 2**18, "default": 2**22}
+AHEAD = 16  # images that a stream holds to find like ones among them
 
 
 class Predictor:
@@ -67,7 +70,68 @@ class Predictor:
         masks = [m for i in range(0, len(images), BATCH) for m in self._batch(list(images[i : i + BATCH]))]
         return np.stack(masks) if isinstance(images, np.ndarray) and masks else masks
 
+    def stream(self, items: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """(key, mask uint8 [H, W]) of each (key, image), images of like sizes together; not always in order.
+
+        No more than AHEAD images are taken ahead of the masks. In place of an image there may be an exception, which is
+        handed on; where the network fails on an image, for want of memory say, the exception stands in place of a mask.
+        """
+        waiting: list[tuple[Any, np.ndarray]] = []
+        computing: tuple[Any, ...] = ()
+        source = iter(items)
+        while True:
+            while len(waiting) < AHEAD and (item := next(source, None)) is not None:
+                if isinstance(item[1], Exception):
+                    yield item
+                else:
+                    waiting.append(item)
+                    if len(self._alike(waiting)) == self._at_once(waiting[0][1]):
+                        break
+            if waiting:
+                batch = self._alike(waiting)
+                if len(batch) < self._at_once(batch[0][1]):  # as many as there are would be one more compilation
+                    batch = batch[:1]
+                waiting = [item for item in waiting if not any(item is taken for taken in batch)]
+                computing, done = self._start(batch), computing  # the next one is computed while the last is fetched
+            else:
+                computing, done = (), computing
+            yield from self._finish(*done) if done else ()
+            if not waiting and not computing:
+                return
+
+    def _alike(self, items: list[tuple[Any, np.ndarray]]) -> list[tuple[Any, np.ndarray]]:
+        """Those that go onto the canvas of the first, as many as are computed at once."""
+        canvas = _canvas(items[0][1])
+        return [item for item in items if _canvas(item[1]) == canvas][: self._at_once(items[0][1])]
+
+    def _at_once(self, image: np.ndarray) -> int:
+        pixels = PIXELS_AT_ONCE.get(jax.default_backend(), PIXELS_AT_ONCE["default"])
+        return max(1, min(BATCH, pixels // int(np.prod(_canvas(image)))))
+
+    def _start(self, batch: list[tuple[Any, np.ndarray]]) -> tuple[Any, ...]:
+        keys, images = zip(*batch, strict=True)
+        try:
+            return keys, images, self._dispatch(list(images))
+        except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            return keys, images, error
+
+    def _finish(self, keys: Sequence[Any], images: Sequence[np.ndarray], masks: Any) -> Iterator[tuple[Any, Any]]:
+        try:
+            if isinstance(masks, Exception):
+                raise masks
+            yield from zip(keys, _fetch(masks, images), strict=True)
+        except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            if len(keys) == 1:
+                yield keys[0], error
+            else:  # which of them it was, and whether less memory does
+                for item in zip(keys, images, strict=True):
+                    yield from self._finish((item[0],), (item[1],), self._start([item])[2])
+
     def _batch(self, images: list[Any]) -> list[np.ndarray]:
+        return _fetch(self._dispatch(images), images)
+
+    def _dispatch(self, images: list[Any]) -> jax.Array:
+        """Masks [B, H, W] of the images on their canvas, on the device, maybe still being computed."""
         channels = len(self.spec.mean)
         for image in images:
             if not isinstance(image, np.ndarray):
@@ -79,12 +143,11 @@ class Predictor:
                 wanted = f"{kind} [height, width, {channels}], values 0..255"
                 raise ValueError(f"an image is {image.dtype} {list(image.shape)}: give {wanted}")
         sizes = np.array([image.shape[:2] for image in images], np.int32)
-        dtype = np.result_type(*images)
-        canvas = np.zeros((len(images), *(_round_up(int(n)) for n in sizes.max(0)), channels), dtype)
+        height, width = (max(sides) for sides in zip(*map(_canvas, images), strict=True))
+        canvas = np.zeros((len(images), height, width, channels), np.result_type(*images))
         for row, image in zip(canvas, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = image
-        masks = jax.device_get(self._predict(self.params, *jax.device_put((canvas, sizes))))
-        return [mask[:height, :width] for mask, (height, width) in zip(masks, sizes, strict=True)]
+        return self._predict(self.params, *jax.device_put((canvas, sizes)))
 
 
 def load(
@@ -109,6 +172,17 @@ def load(
     """
     params, spec = checkpoint.load_params(checkpoint.find(path, which))
     return Predictor(params, spec, dtype=dtype, scales=scales, flip=flip)
+
+
+def _fetch(masks: jax.Array, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The mask of each image, of its size."""
+    found = jax.device_get(masks)
+    return [mask[: image.shape[0], : image.shape[1]] for mask, image in zip(found, images, strict=True)]
+
+
+def _canvas(image: np.ndarray) -> tuple[int, int]:
+    height, width = (_round_up(n) for n in image.shape[:2])
+    return height, width
 
 
 def _round_up(size: int) -> int:

@@ -1,7 +1,9 @@
 """Folders of photographs: what is taken, what masks are called, and that one image does not keep from the others."""
 
+import itertools
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -10,7 +12,20 @@ from layouts import write_image
 from PIL import Image
 from test_damage import SPEC, params
 
-from fcn_jax import checkpoint, predict
+from fcn_jax import checkpoint, predict, predictor
+from fcn_jax.predictor import Predictor
+
+
+def failing_on(size):
+    """Predictor._dispatch without memory for images of this size."""
+    dispatch = Predictor._dispatch
+
+    def failing(predictor, images):
+        if any(image.shape[:2] == size for image in images):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        return dispatch(predictor, images)
+
+    return failing
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +67,13 @@ def test_one_image_does_not_keep_from_the_others(tmp_path, monkeypatch, caplog):
     """Whatever fails: reading, decoding, the network, writing."""
     checkpoint.save_params(tmp_path / "net", params(), SPEC)
     source = tmp_path / "in"
-    for name in ("a.png", "c.png", "huge.png", "z.png"):
+    for name in ("a.png", "c.png", "z.png"):
         write_image(source / name, (20, 30))
+    write_image(source / "huge.png", (30, 30))
     (source / "b.jpg").write_bytes(b"no image")
     (source / "gone.jpg").symlink_to("nowhere")
     write_image(source / ("n" * 245 + ".png"), (20, 30))  # for whose overlay no name is left
-    segment = predict.segment
-
-    def failing(predictor, image, max_side):
-        if "huge" in str(paths.pop(0)):
-            raise predict.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
-        return segment(predictor, image, max_side)
-
-    paths = [path for path in predict.find_images(source) if path.name not in ("b.jpg", "gone.jpg")]
-    monkeypatch.setattr(predict, "segment", failing)
+    monkeypatch.setattr(Predictor, "_dispatch", failing_on((16, 16)))
     given = {"checkpoint": str(tmp_path / "net"), "input": str(source), "output": str(tmp_path / "out"), "max_side": 16}
     with (
         flagsaver.flagsaver(**given),
@@ -108,3 +116,64 @@ def test_the_mask_of_a_large_jpeg_has_its_size(tmp_path):
         assert mask.size == (7000, 5000)
         assert seen.size == (875, 625)
         assert np.asarray(mask).max() < 2
+
+
+# --- a stream of images ---------------------------------------------------------------------------------------------
+
+LIKE, OTHER = (30, 20), (32, 40)
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """Of all that is computed, where four images of 32x32 or 32x64 are computed at once."""
+    monkeypatch.setattr(predictor, "BATCH", 4)
+    monkeypatch.setattr(predictor, "PIXELS_AT_ONCE", {"default": 2**20})
+    found, dispatch = [], Predictor._dispatch
+
+    def noted(self, images):
+        masks = dispatch(self, images)
+        found.append(masks.shape)
+        return masks
+
+    monkeypatch.setattr(Predictor, "_dispatch", noted)
+    return found
+
+
+def images_of(*sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
+
+
+def test_like_images_of_a_stream_are_computed_together(shapes):
+    """Those that do not fill a batch go one by one: one compilation, whatever their number. Each has its own mask."""
+    network = Predictor(params(), SPEC)
+    given = images_of(LIKE, OTHER, LIKE, LIKE, OTHER, (31, 19), (7, 7), OTHER, LIKE, LIKE)
+    found = dict(network.stream(enumerate(given)))
+    assert sorted(found) == list(range(len(given)))
+    assert sorted(shapes) == [(1, 32, 32)] * 3 + [(1, 32, 64)] * 3 + [(4, 32, 32)]
+    for index, image in enumerate(given):
+        np.testing.assert_array_equal(found[index], network(image))
+
+
+def test_a_stream_takes_no_more_images_than_it_may_hold(shapes):
+    taken = itertools.count()
+    sizes = [(32 * k, 32) for k in range(1, 60)]
+    next(Predictor(params(), SPEC).stream((next(taken), image) for image in images_of(*sizes)))
+    assert next(taken) <= predictor.AHEAD + 2
+
+
+def test_one_image_of_a_stream_does_not_keep_from_the_others(shapes, monkeypatch):
+    """Not those of its batch either; what was an exception before stays one."""
+    monkeypatch.setattr(Predictor, "_dispatch", failing_on((29, 20)))
+    given = images_of(LIKE, LIKE, (29, 20), LIKE, LIKE)
+    broken = OSError("unreadable")
+    found = dict(Predictor(params(), SPEC).stream([*enumerate(given), (9, broken)]))
+    assert sorted(found) == [0, 1, 2, 3, 4, 9]
+    assert found[9] is broken
+    assert "RESOURCE_EXHAUSTED" in str(found[2])
+    assert all(found[index].shape == LIKE for index in (0, 1, 3, 4))
+
+
+def test_an_empty_stream():
+    assert list(Predictor(params(), SPEC).stream([])) == []
+    assert list(Predictor(params(), SPEC).stream([(1, error := ValueError("x"))])) == [(1, error)]
