@@ -121,9 +121,9 @@ def main(argv: Sequence[str]) -> None:
     targets = [(output / f"{name}.png", output / f"{name}_overlay.jpg") for name in output_names(paths)]
     _refuse_replacing(paths, [target for pair in targets for target in pair])
     output.mkdir(parents=True, exist_ok=True)
-    jobs = [_Job(path, *pair) for path, pair in zip(paths, targets, strict=True)]
+    jobs = [Job(path, *pair) for path, pair in zip(paths, targets, strict=True)]
     failed = 0
-    for job, error in progress.bar(_run(predictor, jobs), "predicting", len(jobs), "images"):
+    for job, error in progress.bar(run(predictor, jobs), "predicting", len(jobs), "images"):
         if error is not None:
             line = "out of memory: lower --max_side" if isinstance(error, MemoryError) else cli.explain(error)
             log.error("%s", line if str(job.path) in line else f"{job.path}: {line}")
@@ -142,8 +142,8 @@ def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.P
 
 
 @dataclasses.dataclass(eq=False)
-class _Job:
-    """An image and where its mask and its overlay go; what was read of it."""
+class Job:
+    """An image, where its mask and its overlay go, and what was read of it."""
 
     path: pathlib.Path
     mask: pathlib.Path
@@ -152,13 +152,13 @@ class _Job:
     size: tuple[int, int] = (0, 0)  # height and width of the mask
 
 
-def _run(predictor: Predictor, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Exception | None]]:
+def run(predictor: Predictor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Exception | None]]:
     """Each job when it is done, with what kept it from that; images are read and written while others are computed.
 
     Raises OSError where nothing more can be written.
     """
     with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
-        writing: collections.deque[tuple[_Job, Future[None]]] = collections.deque()
+        writing: collections.deque[tuple[Job, Future[None]]] = collections.deque()
         read = _ahead(readers, _read, jobs, _AHEAD)
         for job, mask in predictor.stream(read):
             if isinstance(mask, Exception):
@@ -171,9 +171,9 @@ def _run(predictor: Predictor, jobs: Sequence[_Job]) -> Iterator[tuple[_Job, Exc
             yield _written(*writing.popleft())
 
 
-def _ahead(pool: Executor, work: Callable[[_Job], Any], jobs: Iterable[_Job], most: int) -> Iterator[tuple[_Job, Any]]:
+def _ahead(pool: Executor, work: Callable[[Job], Any], jobs: Iterable[Job], most: int) -> Iterator[tuple[Job, Any]]:
     """(job, work(job)) in order, at most so many begun ahead of what is taken; an exception in place of what failed."""
-    begun: collections.deque[tuple[_Job, Future[Any]]] = collections.deque()
+    begun: collections.deque[tuple[Job, Future[Any]]] = collections.deque()
     for job in itertools.chain(jobs, [None] * most):
         if job is not None:
             begun.append((job, pool.submit(work, job)))
@@ -185,7 +185,7 @@ def _ahead(pool: Executor, work: Callable[[_Job], Any], jobs: Iterable[_Job], mo
                 yield first, error
 
 
-def _read(job: _Job) -> np.ndarray:
+def _read(job: Job) -> np.ndarray:
     """The image as it is segmented; `job` keeps it as it is shown."""
     data = images.read_file(job.path)
     if images.has_several(data):
@@ -194,7 +194,7 @@ def _read(job: _Job) -> np.ndarray:
     return shrink(job.image, _MAX_SIDE.value)
 
 
-def _write(job: _Job, mask: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
+def _write(job: Job, mask: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
     """Both files or, if one cannot be written, none."""
     assert job.image is not None
     try:
@@ -210,7 +210,7 @@ def _write(job: _Job, mask: np.ndarray, palette: Sequence[tuple[int, int, int]])
         job.image = None
 
 
-def _written(job: _Job, future: "Future[None]") -> tuple[_Job, Exception | None]:
+def _written(job: Job, future: "Future[None]") -> tuple[Job, Exception | None]:
     try:
         future.result()
     except _FAILURES as error:

@@ -1,5 +1,7 @@
 """Where arrays live: a 1-D mesh `data` with batches split along it, the state whole or divided too; and if they fit."""
 
+import contextlib
+import ctypes
 import math
 import os
 import pathlib
@@ -111,6 +113,12 @@ def check_memory(key: str, analysis: Any, fixed: Any, batch_size: int, mesh: Mes
         f"out of memory: a step with {key}={batch_size} needs {needed / 1e9:.2f} GB per device, of which"
         f" there are {available / 1e9:.2f} GB: {remedy}"
     )
+
+
+def release_host_memory() -> None:
+    """Gives the system back what compiling has left free, about 0.4 GB of a large network; glibc alone keeps it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _device_memory(mesh: Mesh) -> int:

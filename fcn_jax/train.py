@@ -192,6 +192,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     dataset, canvas = _train_dataset(run)
     update = _compile_update(run, stage, optimizer, abstract, canvas)
     eval_steps = evaluate.compile_eval_steps(spec, places.params, run.mesh, run.eval_split, config)
+    sharding.release_host_memory()
     step = run.checkpoints.latest_step() or 0
     with jax.transfer_guard("allow"):  # from the host, once
         if step > stage.start:
