@@ -411,16 +411,19 @@ def waiting(dataset, pause, steps=100):
 def measure_start(folder):
     """From the command to its first step; programs that were compiled lie in the folder."""
     command = [sys.executable, "-m", "fcn_jax.main", f"--config={ROOT}/configs/fcn8s.py:demo"]
-    options = ["--config.log.every=1", f"--config.data.data_dir={folder}/data", f"--workdir={folder}/{time.time()}"]
+    options = [
+        "--config.log.every=1",
+        "--config.optim.warmup_steps=0",
+        f"--config.data.data_dir={folder}/data",
+        f"--workdir={folder}/{time.time()}",
+    ]
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     if not pathlib.Path(folder, "data").exists():  # data are prepared, which happens once
-        subprocess.run([*command, *options[:2], f"--workdir={folder}/first", "--config.steps=1,"], cwd=ROOT, check=True)
-        for file in pathlib.Path(folder, "compiled").iterdir():
-            file.unlink()
+        subprocess.run([*command, *options[:3], f"--workdir={folder}/first", "--config.steps=1,"], cwd=ROOT, check=True)
     began = time.perf_counter()
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     for line in process.stderr:

@@ -1,5 +1,6 @@
 """A trained network as a function from images to masks, for notebooks and for fcn_jax.predict."""
 
+import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from fcn_jax import checkpoint, multiscale
 from fcn_jax.models.spec import ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
-STEPS_PER_OCTAVE = 4
+STEPS_PER_OCTAVE = 8
 BATCH = 8
 # What a stream computes at once. Two cores are busy with one image of 384x512, and four take as long one by one.
 PIXELS_AT_ONCE = {"cpu": 2**18, "default": 2**22}
@@ -38,7 +39,7 @@ class Predictor:
     ):
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise ValueError(f"scales {list(scales)}: give factors above 0 and up to 8, such as 0.75,1")
-        self.params, self.spec = params, spec
+        self.params, self.spec = jax.device_put(params), spec
         model = spec.build(dtype=dtype)
 
         def predict(params: Any, image: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -76,28 +77,35 @@ class Predictor:
         No more than AHEAD images are taken ahead of the masks. In place of an image there may be an exception, which is
         handed on; where the network fails on an image, for want of memory say, the exception stands in place of a mask.
         """
-        waiting: list[tuple[Any, np.ndarray]] = []
         computing: tuple[Any, ...] = ()
+        for batch in self._batches(items):
+            if isinstance(batch[0][1], Exception):
+                yield batch[0]
+                continue
+            _wait(*computing)  # two at once would be slower on CPU; the results of one are looked at during the next
+            done, computing = computing, self._start(batch)
+            yield from self._finish(*done) if done else ()
+        yield from self._finish(*computing) if computing else ()
+
+    def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
+        """What is computed at once; an exception by itself."""
+        waiting: list[tuple[Any, np.ndarray]] = []
         source = iter(items)
         while True:
             while len(waiting) < AHEAD and (item := next(source, None)) is not None:
                 if isinstance(item[1], Exception):
-                    yield item
+                    yield [item]
                 else:
                     waiting.append(item)
                     if len(self._alike(waiting)) == self._at_once(waiting[0][1]):
                         break
-            if waiting:
-                batch = self._alike(waiting)
-                if len(batch) < self._at_once(batch[0][1]):  # as many as there are would be one more compilation
-                    batch = batch[:1]
-                waiting = [item for item in waiting if not any(item is taken for taken in batch)]
-                computing, done = self._start(batch), computing  # the next one is computed while the last is fetched
-            else:
-                computing, done = (), computing
-            yield from self._finish(*done) if done else ()
-            if not waiting and not computing:
+            if not waiting:
                 return
+            batch = self._alike(waiting)
+            if len(batch) < self._at_once(batch[0][1]):  # as many as there are would be one more compilation
+                batch = batch[:1]
+            waiting = [item for item in waiting if not any(item is taken for taken in batch)]
+            yield batch
 
     def _alike(self, items: list[tuple[Any, np.ndarray]]) -> list[tuple[Any, np.ndarray]]:
         """Those that go onto the canvas of the first, as many as are computed at once."""
@@ -172,6 +180,12 @@ def load(
     """
     params, spec = checkpoint.load_params(checkpoint.find(path, which))
     return Predictor(params, spec, dtype=dtype, scales=scales, flip=flip)
+
+
+def _wait(keys: Sequence[Any] = (), images: Sequence[np.ndarray] = (), masks: Any = None) -> None:
+    """Until masks are computed; what went wrong is found when they are fetched."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.block_until_ready(masks)
 
 
 def _fetch(masks: jax.Array, images: Sequence[np.ndarray]) -> list[np.ndarray]:

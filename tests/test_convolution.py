@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fcn_jax import sharding
 from fcn_jax.models import convolution, layers
 from fcn_jax.models.spec import ModelSpec
 
@@ -55,11 +56,8 @@ def loops_gradient(x, kernel, g, padding):
     return dx[:, inside[0], inside[1]], dk
 
 
-GRADIENTS = {
-    "xla": convolution.gradient_of(convolution.xla),
-    "product": convolution.gradient_of(convolution.product),
-    "by_rows": convolution.by_rows,
-}
+THREE = convolution.Form(convolution.winograd, convolution.winograd_to_input, convolution.rows_to_kernel)  # 3x3 alone
+FORMS = {"xla": convolution.XLA, "product": convolution.PRODUCT, "winograd, rows": THREE}
 
 
 @pytest.mark.parametrize(("x", "kernel", "padding"), CASES)
@@ -69,15 +67,18 @@ def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
     g = draw(*expected.shape)
     gradient = loops_gradient(x, kernel, g, padding)
     with jax.enable_x64(True):
-        for way in (convolution.xla, convolution.product, convolution.convolve):
-            np.testing.assert_allclose(way(jnp.asarray(x), jnp.asarray(kernel), padding), expected, atol=1e-12)
-        for name, way in GRADIENTS.items():
-            found = way(*map(jnp.asarray, (x, kernel, g)), padding)
-            for value, wanted in zip(found, gradient, strict=True):
-                np.testing.assert_allclose(value, wanted, atol=1e-12, err_msg=name)
+        given = [*map(jnp.asarray, (x, kernel, g))]
+        np.testing.assert_allclose(convolution.convolve(*given[:2], padding), expected, atol=1e-12)
+        for name, form in FORMS.items():
+            if form is THREE and len(kernel) != 3:
+                continue
+            np.testing.assert_allclose(form.forward(*given[:2], padding), expected, atol=1e-12, err_msg=name)
+            if form is not THREE or padding <= 2:
+                np.testing.assert_allclose(form.to_input(*given, padding), gradient[0], atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(form.to_kernel(*given, padding), gradient[1], atol=1e-12, err_msg=name)
 
 
-# Just enough for each rule of _cpu_form: rows, products of 7x7 and of 1x1, and XLA's where a map is small.
+# Just enough for each rule of cpu_form: rows, products of 7x7 and of 1x1, and XLA's where a map is small.
 CHOSEN = [
     ((1, 64, 64, 3), (3, 3, 3, 64), 1, "while"),
     ((1, 63, 64, 3), (3, 3, 3, 64), 1, "convolution"),
@@ -85,6 +86,9 @@ CHOSEN = [
     ((1, 7, 8, 2), (7, 7, 2, 56), 0, "dot_general"),
     ((1, 7, 8, 2), (7, 7, 2, 55), 0, "convolution"),
     ((1, 9, 8, 2), (1, 1, 2, 3), 0, "dot_general"),
+    ((2, 8, 16, 512), (3, 3, 512, 512), 1, "winograd"),
+    ((1, 15, 17, 512), (3, 3, 512, 512), 1, "convolution"),
+    ((1, 16, 16, 511), (3, 3, 511, 512), 1, "convolution"),
 ]
 
 
@@ -102,7 +106,11 @@ def operations(x, kernel, padding, platform, dtype=jnp.float32):
 @pytest.mark.parametrize(("x", "kernel", "padding", "form"), CHOSEN)
 def test_the_form_is_that_of_the_platform(x, kernel, padding, form):
     on_cpu = operations(x, kernel, padding, "cpu")
-    expected = {"while": {"while": 1, "dot_general": 1, "convolution": 2}, "dot_general": {"dot_general": 3}}
+    expected = {
+        "while": {"while": 1, "dot_general": 1, "convolution": 2},
+        "dot_general": {"dot_general": 3},
+        "winograd": {"dot_general": 32, "convolution": 1},
+    }
     assert on_cpu == expected.get(form, {"convolution": 3})
     for platform in ("tpu", "cuda"):
         assert operations(x, kernel, padding, platform) == {"convolution": 3}
@@ -188,9 +196,21 @@ def test_the_full_network_on_each_platform(monkeypatch):
         return collections.Counter(word for word in words if word not in ("case", "constant", "return"))
 
     found = {platform: operations(platform) for platform in ("cpu", "tpu", "cuda")}
-    own = convolution.gradient_of(convolution.xla)
-    monkeypatch.setattr(convolution, "_cpu_form", lambda x, kernel: (convolution.xla, own))
+    monkeypatch.setattr(convolution, "cpu_form", lambda x, kernel, padding: convolution.XLA)
     assert found["tpu"] == found["cuda"] == operations("tpu") == operations("cpu")
     assert found["tpu"]["while"] == 0
     assert found["cpu"]["while"] == 4
     assert found["cpu"]["convolution"] < found["tpu"]["convolution"]
+
+
+def test_devices_that_share_a_batch_speak_once_a_layer():
+    """Not in every row: the sums over rows are of each image, and are added up at the end."""
+    mesh = sharding.make_mesh()
+    split, whole = sharding.split_batch(mesh, 0), sharding.replicated(mesh)
+    x = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32, sharding=split)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 64), jnp.float32, sharding=whole)
+    step = jax.jit(jax.grad(lambda kernel, x: (convolution.convolve(x, kernel, 1) ** 2).sum()), out_shardings=whole)
+    text = step.lower(kernel, x).compile().as_text()
+    entry = text[text.index("\nENTRY ") :]
+    assert len(re.findall(r" while\(", entry)) == 1
+    assert len(re.findall(r" all-reduce\(", text)) == len(re.findall(r" all-reduce\(", entry)) == 1

@@ -173,9 +173,9 @@ def test_stablehlo_runs_on_jax_alone(expected, tmp_path):
 
 @pytest.mark.slow
 def test_stablehlo_runs_on_jax_alone_at_all_sizes(expected, tmp_path):
-    """A program is compiled for each size: four networks at all of them, the others at one."""
-    check_alone(STABLEHLO, "stablehlo", FEW, tuple(random_images()), expected, tmp_path)
-    others = [case for case in CASES if case not in FEW]
+    """A program is compiled for each size: two networks at all of them, the others at one."""
+    check_alone(STABLEHLO, "stablehlo", FEW[2:], tuple(random_images()), expected, tmp_path)
+    others = [case for case in CASES if case not in FEW[2:]]
     check_alone(STABLEHLO, "stablehlo", others, ("29x7",), expected, tmp_path)
 
 

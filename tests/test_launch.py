@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -100,6 +101,9 @@ def test_shellcheck():
         ("slurm.sh", ("--nodes=0", *RUN), "--nodes=0 is no number from 1 on"),
         ("slurm.sh", ("--gpus=eight", *RUN), "--gpus=eight is no number from 1 on"),
         ("slurm.sh", ("--time=", *RUN), "--time is empty"),
+        ("speed.sh", (), "--wheels is missing: launch/speed.sh --help says how to fill the folder"),
+        ("speed.sh", ("--wheels=/nowhere",), "--wheels=/nowhere is no folder"),
+        ("speed.sh", ("wheels",), "unknown argument 'wheels': options are --wheels=DIR"),
         ("local.py", (), "the following arguments are required: N"),
         ("local.py", ("0",), "argument N: '0' is no number from 1 on"),
         ("local.py", ("two",), "argument N: 'two' is no number from 1 on"),
@@ -394,6 +398,30 @@ def instructions():
     text = (LAUNCH / "Containerfile").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return [tuple(line.split(maxsplit=1)) for line in lines]
+
+
+def test_speed_installs_from_the_folder_alone_and_measures_what_a_gpu_is_asked(fakes, tmp_path):
+    """With a PYTHON whose virtual environment records what it is asked."""
+    environment, recorded = fakes
+    wheels, record = tmp_path / "wheels", tmp_path / "record"
+    wheels.mkdir()
+    with tarfile.open(wheels / "torchfcn-1.tar.gz", "w:gz") as archive:
+        archive.add(LAUNCH / "speed.sh", "torchfcn-1/torchfcn/models/x.py")
+    fake = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv), file=open({str(record)!r}, 'a'))\n"
+    fake += "print('| table |' if 'speed.py' in ' '.join(sys.argv) else '')\n"
+    executable(tmp_path / "fake", fake)
+    venv = f'mkdir -p "$3/bin" && cp {tmp_path}/fake "$3/bin/pip" && cp {tmp_path}/fake "$3/bin/python"'
+    executable(tmp_path / "python", f"#!/bin/bash\n{venv}\n")
+    arguments = (f"--wheels={wheels}", f"--output={tmp_path}/table.md")
+    process = launch("speed.sh", *arguments, env={**environment, "PYTHON": str(tmp_path / "python")})
+    assert process.returncode == 0, process.stderr
+    project, torch, benchmark = recorded()
+    assert project[-4:] == ["--no-index", "--find-links", str(wheels), f"{LAUNCH.parent}[cuda12]"]
+    assert torch[-1] == "torch"
+    assert benchmark[1] == str(LAUNCH.parent / "benchmarks" / "speed.py")
+    assert benchmark[2].startswith("--torchfcn=")
+    assert benchmark[3:] == ["--dtypes=bfloat16,float32", "--sizes=512x512", "--batches=1,2,4,8,16,32"]
+    assert (tmp_path / "table.md").read_text() == "| table |\n"
 
 
 def test_containerfile():

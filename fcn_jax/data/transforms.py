@@ -12,11 +12,10 @@ def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[s
     below, beside = canvas[0] - height, canvas[1] - width
     if below < 0 or beside < 0:
         raise ValueError(f"an image of {height}x{width} does not fit a canvas of {canvas[0]}x{canvas[1]}")
-    return {
-        "image": np.pad(image, ((0, below), (0, beside), (0, 0))),
-        "label": np.pad(label, ((0, below), (0, beside)), constant_values=VOID),
-        "size": np.array([height, width], np.int32),
-    }
+    if below or beside:
+        image = np.pad(image, ((0, below), (0, beside), (0, 0)))
+        label = np.pad(label, ((0, below), (0, beside)), constant_values=VOID)
+    return {"image": image, "label": label, "size": np.array([height, width], np.int32)}
 
 
 def random_crop(
@@ -48,12 +47,12 @@ def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Brightness, contrast and saturation, each times a factor uniform in 1 -/+ `strength` (0..1), in this order."""
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    x = image.astype(np.float32) * brightness
-    x = x.mean() + (x - x.mean()) * contrast
-    grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
-    x = grey[..., None] + (x - grey[..., None]) * saturation
-    return np.clip(x + 0.5, 0, 255).astype(np.uint8)
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    grey = np.array([0.299, 0.587, 0.114])  # of one row: every channel gets the same
+    # One product for all three: contrast keeps the mean, and grey weights, which add up to 1, keep a constant.
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    constant = np.full(3, (1 - contrast) * brightness * image.mean())
+    return np.asarray(Image.fromarray(image).convert("RGB", tuple(np.column_stack([matrix, constant]).ravel())))
 
 
 def _window(size: int, crop: int, factor: float, rng: np.random.Generator) -> tuple[int, int, int]:

@@ -1,86 +1,44 @@
 """Convolutions of stride 1, rectification and pooling, in the form that the platform computes fastest.
 
-TPU and GPU take XLA's own. On CPU some of XLA's are slow (measured by benchmarks/kernels.py, in RESULTS.md): the weight
-gradients of 3x3 layers of large maps, all of fc6 and fc7, and the gradient of pooling. There the first are sums over
-rows, fc6 and fc7 matrix products, and pooling's gradient a comparison. Each form gives the same sums, in another order.
+TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers of large
+maps, all of fc6 and fc7, and pooling's gradient. There the first are sums over rows, fc6 and fc7 matrix products, and
+deep 3x3 layers go by Winograd's algorithm. Each form gives the same sums, in another order; how fast each is on each
+layer: benchmarks/kernels.py, RESULTS.md.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A function of x [B, H, W, I], kernel [k, k, I, O] and padding; and its gradient, of these and of g [B, H', W', O].
-Forward = Callable[[jax.Array, jax.Array, int], jax.Array]
-Gradient = Callable[[jax.Array, jax.Array, jax.Array, int], tuple[jax.Array, jax.Array]]
 
-# The sums over rows pay from maps of this size and layers of this width on, while they stay in a processor's cache.
-_LARGE_MAP = 64 * 64
-_WIDE_LAYER = 64
-_CACHED = 9 * 512 * 512
+class Form(NamedTuple):
+    """One way to compute a convolution of x [B, H, W, I] with a kernel [k, k, I, O], and its gradients.
 
-
-def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """[B, H, W, I] with a kernel [k, k, I, O] -> [B, H + 2 padding - k + 1, W + 2 padding - k + 1, O].
-
-    float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
+    forward(x, kernel, padding) -> [B, H', W', O]; to_input and to_kernel(x, kernel, g [B, H', W', O], padding).
     """
-    return _convolve(x, kernel, padding, *_cpu_form(x, kernel))
+
+    forward: Callable[..., jax.Array]
+    to_input: Callable[..., jax.Array]
+    to_kernel: Callable[..., jax.Array]
 
 
-def _cpu_form(x: jax.Array, kernel: jax.Array) -> tuple[Forward, Gradient]:
-    batch, height, width, _ = x.shape
-    size, _, _, outputs = kernel.shape
-    if isinstance(height, int) and isinstance(width, int) and jnp.finfo(x.dtype).bits >= 32:
-        # The copies of the image take no more memory than the kernel.
-        if size == 1 or (size > 3 and batch * height * width <= outputs):
-            return product, gradient_of(product)
-        if size == 3 and height * width >= _LARGE_MAP and outputs >= _WIDE_LAYER and batch * kernel.size <= _CACHED:
-            return xla, by_rows
-    return xla, gradient_of(xla)
+def form_of(forward: Callable[..., jax.Array]) -> Form:
+    """With the gradients that JAX derives."""
 
+    def to_input(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+        pull: Callable[..., Any] = jax.vjp(lambda x: forward(x, kernel, padding), x)[1]
+        return pull(g)[0]
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _convolve(x: jax.Array, kernel: jax.Array, padding: int, forward: Forward, gradient: Gradient) -> jax.Array:
-    return _on_cpu(forward, xla, padding, x, kernel)
+    def to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+        pull: Callable[..., Any] = jax.vjp(lambda kernel: forward(x, kernel, padding), kernel)[1]
+        return pull(g)[0]
 
-
-def _convolve_forward(x: jax.Array, kernel: jax.Array, *static: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(x, kernel, *static), (x, kernel)
-
-
-def _convolve_backward(
-    padding: int, forward: Forward, gradient: Gradient, saved: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return _on_cpu(gradient, gradient_of(xla), padding, *saved, g)
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _on_cpu(cpu: Callable[..., Any], elsewhere: Callable[..., Any], padding: int, *operands: jax.Array) -> Any:
-    """cpu(*operands, padding) in what is compiled for CPU, and `elsewhere` of the same for every other platform."""
-    if cpu is elsewhere:
-        return cpu(*operands, padding)
-    return lax.platform_dependent(
-        *operands, cpu=lambda *given: cpu(*given, padding), default=lambda *given: elsewhere(*given, padding)
-    )
-
-
-@functools.cache
-def gradient_of(forward: Forward) -> Gradient:
-    """The gradient that JAX derives."""
-
-    def gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
-        pull: Callable[..., Any] = jax.vjp(lambda x, kernel: forward(x, kernel, padding), x, kernel)[1]
-        dx, dk = pull(g)
-        return dx, dk
-
-    return gradient
+    return Form(forward, to_input, to_kernel)
 
 
 def _precision(x: jax.Array) -> lax.Precision:
@@ -95,7 +53,7 @@ def xla(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
 
 def product(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """The convolution as one matrix product, of the image's windows side by side [B, H', W', k k I]."""
+    """One matrix product of the image's windows, side by side [B, H', W', k k I], with the kernel."""
     size, _, inputs, outputs = kernel.shape
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = (n - size + 1 for n in x.shape[1:3])
@@ -104,8 +62,41 @@ def product(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     return jnp.matmul(jnp.concatenate(windows, -1), matrix, precision=_precision(x))
 
 
-def by_rows(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> tuple[jax.Array, jax.Array]:
-    """The gradient, of the kernel as a sum over the rows of x, so that what is multiplied stays in the cache.
+def winograd(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """Winograd's F(2x2, 3x3): 16 products for 4 outputs, where the definition has 36 (Lavin and Gray, 2016, 4.1)."""
+    size, outputs = len(kernel), kernel.shape[-1]
+    height, width = (n + 2 * padding - size + 1 for n in x.shape[1:3])
+    tiles = [-(-n // 2) for n in (height, width)]  # of 2x2 outputs, from 4x4 inputs each
+    beyond = [2 * n + 2 - m - padding for n, m in zip(tiles, x.shape[1:3], strict=True)]
+    x = jnp.pad(x, ((0, 0), (padding, beyond[0]), (padding, beyond[1]), (0, 0)))
+    inputs_at = [[x[:, i : i + 2 * tiles[0] : 2, j : j + 2 * tiles[1] : 2] for j in range(4)] for i in range(4)]
+    data = _both_ways(inputs_at, lambda d: (d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]))
+    taps = [[kernel[i, j] for j in range(3)] for i in range(3)]
+    filters = _both_ways(taps, lambda g: (g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]))
+    products = [
+        [jnp.matmul(d, g, precision=_precision(x)) for d, g in zip(*rows, strict=True)]
+        for rows in zip(data, filters, strict=True)
+    ]
+    outputs_at = _both_ways(products, lambda m: (m[0] + m[1] + m[2], m[1] - m[2] - m[3]))
+    y = jnp.stack([jnp.stack(row, 3) for row in outputs_at], 2)  # [B, tiles, 2, tiles, 2, O]
+    return y.reshape(x.shape[0], 2 * tiles[0], 2 * tiles[1], outputs)[:, :height, :width]
+
+
+def _both_ways(
+    values: list[list[jax.Array]], change: Callable[[list[jax.Array]], tuple[jax.Array, ...]]
+) -> list[list[jax.Array]]:
+    """A linear change of every column and then of every row of a matrix of arrays."""
+    columns = [change(list(column)) for column in zip(*values, strict=True)]
+    return [list(change(list(row))) for row in zip(*columns, strict=True)]
+
+
+def winograd_to_input(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """The gradient of the input: a convolution, too, with the kernel turned round."""
+    return winograd(g, kernel[::-1, ::-1].swapaxes(2, 3), len(kernel) - 1 - padding)
+
+
+def rows_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """The gradient of the kernel as a sum over the rows of x, so that what is multiplied stays in the cache.
 
     A row with its shifts [B, W', k I] meets the k rows of g that it has been a part of [B, W', k O].
     """
@@ -126,8 +117,76 @@ def by_rows(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> tupl
     # A sum for each image, so that devices that share a batch do not have to speak in every row.
     zero = jnp.zeros((x.shape[0], size * inputs, size * outputs), x.dtype)
     total, _ = lax.scan(add, zero, jnp.arange(x.shape[1]))
-    by_tap = total.sum(0).reshape(size, inputs, size, outputs)  # [j, I, i, O]
-    return gradient_of(xla)(x, kernel, g, padding)[0], by_tap.transpose(2, 0, 1, 3)
+    return total.sum(0).reshape(size, inputs, size, outputs).transpose(2, 0, 1, 3)  # from [j, I, i, O]
+
+
+XLA, PRODUCT = form_of(xla), form_of(product)
+
+# The sums over rows pay from maps of this size and layers of this width on, while they stay in a processor's cache.
+_LARGE_MAP, _WIDE_LAYER, _CACHED = 64 * 64, 64, 9 * 512 * 512
+# Winograd's algorithm pays for maps of this size with so many channels, for which the kernel is worth transforming.
+_DEEP_MAP, _DEEP_LAYER = 16 * 16, 512
+
+
+def cpu_form(x: jax.Array, kernel: jax.Array, padding: int) -> Form:
+    """What is fastest on CPU for these shapes."""
+    batch, height, width, _ = x.shape
+    size, _, inputs, outputs = kernel.shape
+    if not (isinstance(height, int) and isinstance(width, int)) or jnp.finfo(x.dtype).bits < 32:
+        return XLA
+    area = height * width
+    # The copies of the image take no more memory than the kernel.
+    if size == 1 or (size > 3 and batch * area <= outputs):
+        return PRODUCT
+    if size != 3:
+        return XLA
+    form = XLA
+    if area >= _LARGE_MAP and outputs >= _WIDE_LAYER and batch * kernel.size <= _CACHED:
+        form = form._replace(to_kernel=rows_to_kernel)
+    if batch * area >= _DEEP_MAP and min(inputs, outputs) >= _DEEP_LAYER and padding <= 2:
+        form = form._replace(forward=winograd, to_input=winograd_to_input)
+    return form
+
+
+def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """[B, H, W, I] with a kernel [k, k, I, O] -> [B, H + 2 padding - k + 1, W + 2 padding - k + 1, O].
+
+    float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
+    """
+    return _convolve(x, kernel, padding, cpu_form(x, kernel, padding))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, padding: int, form: Form) -> jax.Array:
+    return _on_cpu(form.forward, XLA.forward, padding, x, kernel)
+
+
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array, padding: int, form: Form
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve(x, kernel, padding, form), (x, kernel)
+
+
+def _convolve_backward(
+    padding: int, form: Form, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    dx = _on_cpu(form.to_input, XLA.to_input, padding, *saved, g)
+    return dx, _on_cpu(form.to_kernel, XLA.to_kernel, padding, *saved, g)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _on_cpu(
+    cpu: Callable[..., jax.Array], elsewhere: Callable[..., jax.Array], padding: int, *operands: jax.Array
+) -> jax.Array:
+    """cpu(*operands, padding) in what is compiled for CPU, and `elsewhere` of the same for every other platform."""
+    if cpu is elsewhere:
+        return cpu(*operands, padding)
+    chosen: jax.Array = lax.platform_dependent(
+        *operands, cpu=lambda *given: cpu(*given, padding), default=lambda *given: elsewhere(*given, padding)
+    )
+    return chosen
 
 
 @jax.custom_vjp
