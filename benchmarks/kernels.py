@@ -85,7 +85,7 @@ def main():
             padding = size // 2
         x, kernel = draw(options.batch, height, width, inputs), draw(size, size, inputs, outputs)
         g = draw(options.batch, height + 2 * padding - size + 1, width + 2 * padding - size + 1, outputs)
-        forms = (convolution.XLA, convolution.cpu_form(x, kernel, padding))
+        forms = (convolution.XLA, convolution.cpu_form(x, kernel))
         cells = [", ".join(f"{rate:.0f}" for rate in rates(x, kernel, g, padding, form)) for form in forms]
         cells += [", ".join(f"{error:.0e}" for error in errors(x, kernel, g, padding, form)) for form in forms]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

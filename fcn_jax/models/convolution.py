@@ -90,11 +90,6 @@ def _both_ways(
     return [list(change(list(row))) for row in zip(*columns, strict=True)]
 
 
-def winograd_to_input(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
-    """The gradient of the input: a convolution, too, with the kernel turned round."""
-    return winograd(g, kernel[::-1, ::-1].swapaxes(2, 3), len(kernel) - 1 - padding)
-
-
 def rows_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
     """The gradient of the kernel as a sum over the rows of x, so that what is multiplied stays in the cache.
 
@@ -128,7 +123,7 @@ _LARGE_MAP, _WIDE_LAYER, _CACHED = 64 * 64, 64, 9 * 512 * 512
 _DEEP_MAP, _DEEP_LAYER = 16 * 16, 512
 
 
-def cpu_form(x: jax.Array, kernel: jax.Array, padding: int) -> Form:
+def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
     """What is fastest on CPU for these shapes."""
     batch, height, width, _ = x.shape
     size, _, inputs, outputs = kernel.shape
@@ -143,8 +138,8 @@ def cpu_form(x: jax.Array, kernel: jax.Array, padding: int) -> Form:
     form = XLA
     if area >= _LARGE_MAP and outputs >= _WIDE_LAYER and batch * kernel.size <= _CACHED:
         form = form._replace(to_kernel=rows_to_kernel)
-    if batch * area >= _DEEP_MAP and min(inputs, outputs) >= _DEEP_LAYER and padding <= 2:
-        form = form._replace(forward=winograd, to_input=winograd_to_input)
+    if batch * area >= _DEEP_MAP and min(inputs, outputs) >= _DEEP_LAYER:
+        form = form._replace(forward=winograd)  # its gradients would turn the kernel round first, and lose by it
     return form
 
 
@@ -153,7 +148,7 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
     float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
     """
-    return _convolve(x, kernel, padding, cpu_form(x, kernel, padding))
+    return _convolve(x, kernel, padding, cpu_form(x, kernel))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
