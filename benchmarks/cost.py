@@ -26,8 +26,8 @@ def load(path, *arguments):
     return module.get_config(*arguments)
 
 
-def flops(config, network):
-    """Of one update of a stage."""
+def update(config, network):
+    """(train_step of a stage, the shapes of its state and of its batch)."""
     classes, largest = DATASETS[config.data.name]
     names, palette = tuple(map(str, range(classes))), ((0, 0, 0),) * classes
     model = config.model
@@ -70,7 +70,12 @@ def flops(config, network):
         "size": jax.ShapeDtypeStruct((*lead[:2], 2), jnp.int32),
     }
     state = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)
-    # As for TPU: on CPU sums over rows are loops, whose bodies XLA counts once.
+    return step, state, batch
+
+
+def flops(config, network):
+    """Of one update of a stage; as for TPU, since on CPU sums over rows are loops, whose bodies XLA counts once."""
+    step, state, batch = update(config, network)
     return jax.jit(step).trace(state, batch).lower(lowering_platforms=("tpu",)).cost_analysis()["flops"]
 
 

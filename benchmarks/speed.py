@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def main():
     """Prints Markdown tables, or in a process of its own the figures of one case as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="step,forward,predict,input,start")
+    parser.add_argument("--parts", default="step,forward,predict,recipes,input,start")
     parser.add_argument("--geometries", default="caffe,same")
     parser.add_argument("--dtypes", default="float32")
     parser.add_argument("--sizes", default="375x500,500x500")
@@ -41,6 +41,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=4, help="of a step in one process")
     parser.add_argument("--images", type=int, default=200, help="of the folder that is predicted")
     parser.add_argument("--torchfcn", default="", help="folder of pytorch-fcn's source distribution")
+    parser.add_argument("--against", default="", help="another checkout of fcn_jax, whose updates are timed as well")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -63,10 +64,10 @@ def heading():
     )
 
 
-def run(**case):
-    """The figures of one case, from a process of its own; None if it fails, with its last line."""
+def run(code=ROOT, **case):
+    """The figures of one case, from a process of its own with the package of `code`; None if it fails."""
     command = [sys.executable, __file__, f"--case={json.dumps(case)}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(code), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         print(f"{case}: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}", file=sys.stderr)
@@ -145,6 +146,18 @@ def table_predict(options):
             if figures:
                 ratio = f"{figures['rate'] / reference['rate']:.2f}" if reference else ""
                 print(f"| {case.get('geometry', 'pytorch-fcn')} | {figures['rate']:.2f} | {ratio} |", flush=True)
+
+
+def table_recipes(options):
+    """Updates of the configs that are made for a CPU, each with its own crops, batches and frozen layers."""
+    print("\n| update of | images/s | of the other checkout |\n|---|---|---|")
+    for name, variant in (("fcn8s", "demo"), ("camvid_fcn8s", ""), ("voc_laptop", "")):
+        case = {"what": "recipe", "name": name, "variant": variant, "repeats": 5 * options.repeats}
+        cases = [case, {**case, "code": options.against}] if options.against else [case]
+        found = in_turns(options, *cases)
+        ratio = f"{found[0]['rate'] / found[1]['rate']:.2f}" if options.against and None not in found else ""
+        if found[0]:
+            print(f"| {name}.py{':' + variant if variant else ''} | {found[0]['rate']:.1f} | {ratio} |", flush=True)
 
 
 def table_input(options):
@@ -296,6 +309,34 @@ def measure_forward(geometry, height, width, batch, dtype, repeats):
     sharding.release_host_memory()
     taken = seconds(lambda: jax.block_until_ready(compiled(*given)), repeats)
     return {"seconds": taken, "memory": device_peak(), "flops": counted(classes, *given)}
+
+
+def measure_recipe(name, variant, repeats):
+    """Images a second of one update as the config has it; parameters and images are noise."""
+    import cost
+    import jax
+
+    config = cost.load(ROOT / "configs" / f"{name}.py", *filter(None, [variant]))
+    step, state, batch = cost.update(config, config.network)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if np.issubdtype(leaf.dtype, np.floating):
+            return 0.01 * rng.standard_normal(leaf.shape, np.float32)
+        return np.zeros(leaf.shape, leaf.dtype)
+
+    state = jax.device_put(jax.tree.map(draw, state))
+    state = state.replace(opt_state=jax.tree.map(abs, state.opt_state))  # of AdamW no square is below zero
+    data = photographs(int(np.prod(batch["label"].shape[:2])), *batch["label"].shape[2:])
+    data = {key: data[key].reshape(value.shape) for key, value in batch.items()}
+    compiled = jax.jit(step, donate_argnums=0).lower(state, data).compile()
+
+    def call():
+        nonlocal state
+        state, results = compiled(state, data)
+        jax.block_until_ready((state, results))
+
+    return {"rate": len(data["size"]) * data["size"].shape[1] / seconds(call, repeats)}
 
 
 def measure_matmul(dtype, size=8192):

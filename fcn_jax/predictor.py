@@ -13,7 +13,7 @@ from fcn_jax import checkpoint, multiscale
 from fcn_jax.models.spec import ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
-STEPS_PER_OCTAVE = 8
+STEPS_PER_OCTAVE = 4
 BATCH = 8
 # What a stream computes at once. Two cores are busy with one image of 384x512, and four take as long one by one.
 PIXELS_AT_ONCE = {"cpu": 2**18, "default": 2**22}

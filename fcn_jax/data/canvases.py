@@ -27,23 +27,35 @@ def batches(sizes: np.ndarray, batch_size: int) -> list[Batch]:
     Args:
       sizes: int [N, 2], height and width.
     """
-    groups = [np.flatnonzero(group) for group in _alike(sizes)]
+    groups = [_Group.of(sizes, np.flatnonzero(alike)) for alike in _alike(sizes)]
     while len(groups) > 1:
-        costs = [_pixels(sizes, group, batch_size) for group in groups]
-        pairs = [(i, j) for i in range(len(groups)) for j in range(i)]
-        merged = [_pixels(sizes, np.concatenate([groups[i], groups[j]]), batch_size) for i, j in pairs]
-        added = [pixels - costs[i] - costs[j] for pixels, (i, j) in zip(merged, pairs, strict=True)]
+        pairs = [(groups[i], groups[j]) for i in range(len(groups)) for j in range(i)]
+        added = [_pixels(batch_size, a, b) - _pixels(batch_size, a) - _pixels(batch_size, b) for a, b in pairs]
         best = int(np.argmin(added))
-        if len(groups) <= MOST and added[best] > max(_WORTH_PART * sum(costs), _WORTH_PIXELS):
+        total = sum(_pixels(batch_size, group) for group in groups)
+        if len(groups) <= MOST and added[best] > max(_WORTH_PART * total, _WORTH_PIXELS):
             break
-        i, j = pairs[best]
-        groups[j] = np.sort(np.concatenate([groups[j], groups.pop(i)]))
+        merged = np.sort(np.concatenate([group.images for group in pairs[best]]))
+        groups = [group for group in groups if group not in pairs[best]] + [_Group.of(sizes, merged)]
     made = [
-        Batch(_canvas(sizes, group), tuple(group[start : start + batch_size].tolist()))
+        Batch(group.canvas, tuple(group.images[start : start + batch_size].tolist()))
         for group in groups
-        for start in range(0, len(group), batch_size)
+        for start in range(0, len(group.images), batch_size)
     ]
     return sorted(made, key=lambda batch: batch.images[0])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Group:
+    """Images that share a canvas."""
+
+    images: np.ndarray
+    canvas: tuple[int, int]
+
+    @classmethod
+    def of(cls, sizes: np.ndarray, images: np.ndarray) -> "_Group":
+        height, width = sizes[images].max(0).tolist()
+        return cls(images, (height, width))
 
 
 def _alike(sizes: np.ndarray) -> list[np.ndarray]:
@@ -54,11 +66,8 @@ def _alike(sizes: np.ndarray) -> list[np.ndarray]:
     return [(-(-sizes // step) == kind).all(1) for kind in kinds]
 
 
-def _canvas(sizes: np.ndarray, group: np.ndarray) -> tuple[int, int]:
-    height, width = sizes[group].max(0).tolist()
-    return height, width
-
-
-def _pixels(sizes: np.ndarray, group: np.ndarray, batch_size: int) -> int:
-    height, width = _canvas(sizes, group)
-    return -(-len(group) // batch_size) * batch_size * height * width
+def _pixels(batch_size: int, *groups: _Group) -> int:
+    """What the batches of the groups take on one canvas."""
+    count = sum(len(group.images) for group in groups)
+    height, width = (max(sides) for sides in zip(*(group.canvas for group in groups), strict=True))
+    return -(-count // batch_size) * batch_size * height * width

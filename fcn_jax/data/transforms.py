@@ -47,12 +47,19 @@ def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Brightness, contrast and saturation, each times a factor uniform in 1 -/+ `strength` (0..1), in this order."""
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    grey = np.array([0.299, 0.587, 0.114])  # of one row: every channel gets the same
-    # One product for all three: contrast keeps the mean, and grey weights, which add up to 1, keep a constant.
-    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
-    constant = np.full(3, (1 - contrast) * brightness * image.mean())
-    return np.asarray(Image.fromarray(image).convert("RGB", tuple(np.column_stack([matrix, constant]).ravel())))
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
+    x = image.astype(np.float32)  # in place from here on: new arrays would take twice the time
+    x *= brightness
+    mean = x.mean()
+    x -= mean
+    x *= contrast
+    x += mean
+    grey = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    x -= grey
+    x *= saturation
+    x += grey
+    x += 0.5
+    return np.clip(x, 0, 255, out=x).astype(np.uint8)
 
 
 def _window(size: int, crop: int, factor: float, rng: np.random.Generator) -> tuple[int, int, int]:

@@ -209,13 +209,15 @@ def _max_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def _max_pool_forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     y = _max_pool(x, size)
 
-    def is_largest(i: int, j: int) -> jax.Array:
-        part = x[:, i::2, j::2]
-        missing = [(0, n - m) for n, m in zip(y.shape, part.shape, strict=True)]
-        return jnp.pad(part, missing, constant_values=-jnp.inf) == y
+    def part(i: int, j: int) -> jax.Array:
+        values = x[:, i::2, j::2]
+        missing = [(0, n - m) for n, m in zip(y.shape, values.shape, strict=True)]
+        return jnp.pad(values, missing, constant_values=-jnp.inf)
 
-    first = jnp.where(is_largest(0, 0), 0, jnp.where(is_largest(0, 1), 1, jnp.where(is_largest(1, 0), 2, 3)))
-    return y, first.astype(jnp.uint8)
+    # Compared with each other, since y may have been rounded where these are not yet (bfloat16 within a fusion).
+    a, b, c, d = part(0, 0), part(0, 1), part(1, 0), part(1, 1)
+    later = jnp.where((b >= c) & (b >= d), 1, jnp.where(c >= d, 2, 3))
+    return y, jnp.where((a >= b) & (a >= c) & (a >= d), 0, later).astype(jnp.uint8)
 
 
 def _max_pool_backward(size: tuple[int, int], first: jax.Array, g: jax.Array) -> tuple[jax.Array]:
