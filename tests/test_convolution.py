@@ -28,6 +28,12 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_kernels(monkeypatch):
+    """Forms are chosen however small the kernel is."""
+    monkeypatch.setattr(convolution, "_LARGE_KERNEL", 0)
+
+
 def draw(*shape, dtype=np.float64):
     return RNG.normal(size=shape).astype(dtype)
 

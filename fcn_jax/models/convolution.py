@@ -117,6 +117,8 @@ def rows_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) 
 
 XLA, PRODUCT = form_of(xla), form_of(product)
 
+# Products of smaller kernels take no time in any form, and least to trace and to compile in XLA's.
+_LARGE_KERNEL = 2**14
 # The sums over rows pay from maps of this size and layers of this width on, while they stay in a processor's cache.
 _LARGE_MAP, _WIDE_LAYER, _CACHED = 64 * 64, 64, 9 * 512 * 512
 # Winograd's algorithm pays for maps of this size with so many channels, for which the kernel is worth transforming.
@@ -130,11 +132,10 @@ def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
     if not (isinstance(height, int) and isinstance(width, int)) or jnp.finfo(x.dtype).bits < 32:
         return XLA
     area = height * width
-    # The copies of the image take no more memory than the kernel.
-    if size == 1 or (size > 3 and batch * area <= outputs):
-        return PRODUCT
     if size != 3:
-        return XLA
+        # The copies of the image take no more memory than the kernel.
+        small = size == 1 or batch * area <= outputs
+        return PRODUCT if small and kernel.size >= _LARGE_KERNEL else XLA
     form = XLA
     if area >= _LARGE_MAP and outputs >= _WIDE_LAYER and batch * kernel.size <= _CACHED:
         form = form._replace(to_kernel=rows_to_kernel)
@@ -148,7 +149,8 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
 
     float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
     """
-    return _convolve(x, kernel, padding, cpu_form(x, kernel))
+    form = cpu_form(x, kernel)
+    return xla(x, kernel, padding) if form == XLA else _convolve(x, kernel, padding, form)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
