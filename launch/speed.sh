@@ -6,7 +6,7 @@ launch/speed.sh --wheels=DIR [--output=FILE] [-- options of benchmarks/speed.py]
 
 On a machine with network, with the same Python and platform, in the folder of the project:
 
-  pip download -d DIR '.[cuda12]' hatchling editables torch
+  pip wheel -w DIR '.[cuda12]' hatchling editables torch
   pip download -d DIR --no-deps --no-binary :all: torchfcn
 
 On the other, with the project and DIR: launch/speed.sh --wheels=DIR --output=gpu.md
