@@ -9,12 +9,11 @@ the largest value.
 
 import argparse
 import functools
-import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import speed
 
 from fcn_jax.models import convolution
 
@@ -34,23 +33,16 @@ LAYERS = (
 )
 
 
-def seconds(function, *arguments, repeats=3):
-    """The median time of a jitted call."""
-    function = jax.jit(function)
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
-
-
 def rates(x, kernel, g, padding, form):
     """GFLOP/s forward, of the input's and of the kernel's gradient."""
     operations = 2 * np.prod(kernel.shape) * np.prod(g.shape[:3]) / 1e9
     calls = ((form.forward, (x, kernel)), (form.to_input, (x, kernel, g)), (form.to_kernel, (x, kernel, g)))
-    return [operations / seconds(functools.partial(call, padding=padding), *given) for call, given in calls]
+    found = []
+    for call, given in calls:
+        compiled = jax.jit(functools.partial(call, padding=padding))
+        taken = speed.seconds(lambda f=compiled, given=given: jax.block_until_ready(f(*given)), 3)
+        found.append(operations / taken)
+    return found
 
 
 def errors(x, kernel, g, padding, form):

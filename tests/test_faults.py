@@ -57,12 +57,12 @@ def arguments(workdir, data_dir, *more, steps=STEPS):
 
 @pytest.fixture(scope="module")
 def whole(data_dir, tmp_path_factory):
-    """The workdir of a run of so many steps that nothing happened to."""
+    """The workdir of a run of so many steps and processes that nothing happened to."""
 
     @functools.cache
-    def run(steps=STEPS):
+    def run(steps=STEPS, count=1):
         workdir = tmp_path_factory.mktemp("whole") / "run"
-        processes.finish(*arguments(workdir, data_dir, steps=steps))
+        processes.finish(*arguments(workdir, data_dir, steps=steps), processes=count)
         return workdir
 
     return run
@@ -198,8 +198,8 @@ def test_stopped_and_killed_at_random_moments(whole, data_dir, tmp_path, request
 
 
 @pytest.mark.slow
-def test_one_of_two_processes_is_stopped_or_killed(data_dir, tmp_path):
-    """SIGTERM to one stops both; a kill of either ends the other, which names it; what is saved is whole."""
+def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
+    """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
     workdir, steps = tmp_path / "run", 56
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
@@ -230,7 +230,8 @@ def test_one_of_two_processes_is_stopped_or_killed(data_dir, tmp_path):
             print(f"process {killed} killed: the other ended after {took:.1f} s")
         kept = processes.saved_steps(workdir)[-1]
         assert kept >= at - 8, "nothing but the steps since the last save, or the one under way, is lost"
-    processes.state(workdir, kept)
+    processes.finish(*given, processes=2)
+    assert_same(workdir, whole(steps, 2))
 
 
 def test_an_evaluation_has_nothing_to_save(halfway, data_dir):
