@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import speed
+import speed_cases
 
 from fcn_jax.models import convolution
 
@@ -40,7 +40,7 @@ def rates(x, kernel, g, padding, form):
     found = []
     for call, given in calls:
         compiled = jax.jit(functools.partial(call, padding=padding))
-        taken = speed.seconds(lambda f=compiled, given=given: jax.block_until_ready(f(*given)), 3)
+        taken = speed_cases.seconds(lambda f=compiled, given=given: jax.block_until_ready(f(*given)), 3)
         found.append(operations / taken)
     return found
 

@@ -15,7 +15,7 @@ def speed():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module("speed")
-    for name in ("speed", "speed_torchfcn"):
+    for name in ("speed", "speed_cases", "speed_torchfcn"):
         sys.modules.pop(name, None)
 
 
@@ -32,14 +32,14 @@ def test_what_is_compared_takes_turns_and_medians_count(speed, monkeypatch, caps
         if what == "matmul":
             return {"flops_per_second": 5e12}
         seconds = {"step": [4.0, 1.0, 2.0], "torch_step": [9.0, 5.0, 4.0]}[what][asked.count(what) - 1]
-        return {"seconds": seconds, "memory": 3.0 if what == "step" else 2.0, "flops": 1e12}
+        return {"seconds": seconds, "memory": 3.0 if what == "step" else 2.0, "planned": 2.5, "flops": 1e12}
 
     monkeypatch.setattr(speed, "run", run)
     speed.table_step(options())
     assert asked == ["step", "torch_step"] * 3 + ["matmul"]
     lines = capsys.readouterr().out.splitlines()
-    assert "| float32 375x500 x2 pytorch-fcn | 0.40 | 1.00 | 2.00 | 1.00 | |" in lines
-    assert "| float32 375x500 x2 fcn_jax caffe | 1.00 | 2.50 | 3.00 | 1.50 | 0.50 |" in lines
+    assert "| float32 375x500 x2 pytorch-fcn | 0.40 | 1.00 | 2.00 | 1.00 | | |" in lines
+    assert "| float32 375x500 x2 fcn_jax caffe | 1.00 | 2.50 | 3.00 | 1.50 | 2.50 | 0.50 |" in lines
     assert lines[-1] == "A product of two matrices in float32: 5.00 TFLOP/s"
 
 
@@ -51,7 +51,7 @@ def test_what_fails_is_left_out(speed, monkeypatch, capsys):
 
 
 def test_the_input_pipeline_is_measured(speed):
-    found = speed.measure_input(count=16, size=(60, 80), crop=(32, 32))
+    found = speed.speed_cases.measure_input(count=16, size=(60, 80), crop=(32, 32))
     assert found["decode"] > found["augment"] > 0
     assert found["waited"].keys() == {0.5, 0.8}
     assert all(0 <= share < 1 for share in found["waited"].values())
@@ -59,4 +59,4 @@ def test_the_input_pipeline_is_measured(speed):
 
 def test_a_case_that_fails_says_why(speed, capsys):
     assert speed.run(what="nothing") is None
-    assert "{'what': 'nothing'}: KeyError: 'measure_nothing'" in capsys.readouterr().err
+    assert "{'what': 'nothing'}: KeyError: 'nothing'" in capsys.readouterr().err

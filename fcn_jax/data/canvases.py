@@ -6,7 +6,7 @@ import numpy as np
 
 MOST = 4  # canvases of one split, each of which is a compilation
 # What a further canvas has to save: this part of the pixels, and as many as a CPU computes while it compiles.
-_WORTH_PART, _WORTH_PIXELS = 0.05, 2**24
+_WORTH_PART, _WORTH_PIXELS = 0.04, 2**21
 _MOST_COMPARED = 64
 
 
