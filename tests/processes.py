@@ -19,7 +19,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # What compiles fastest: these programs are run for seconds.
-FLAGS = "--xla_backend_optimization_level=1"
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # as conftest.py
 LIMIT = 300  # seconds; a test that waits for longer has failed
 
 
