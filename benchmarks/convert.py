@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.models.upsample import bilinear_kernel
 
@@ -27,14 +28,14 @@ def torch_arrays() -> dict[str, np.ndarray]:
     """Random weights in PyTorch's and Caffe's layout, {'conv1_1.weight': [O, I, h, w], ...}."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for layer, parts in SPEC.abstract_params().items():
+    for layer, parts in fcn.abstract_params(SPEC).items():
         for part, shape in ((part, array.shape) for part, array in parts.items()):
             array = rng.standard_normal(shape, np.float32)
             arrays[f"{layer}.{'weight' if part == 'kernel' else 'bias'}"] = (
                 np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if part == "kernel" else array
             )
     for layer, stride in STRIDES.items():
-        arrays[f"{layer}.weight"] = np.ascontiguousarray(bilinear_kernel(stride, 21).transpose(2, 3, 0, 1))
+        arrays[f"{layer}.weight"] = np.ascontiguousarray(bilinear_kernel(2 * stride, 21).transpose(2, 3, 0, 1))
     return arrays
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from fcn_jax import config as config_lib
 from fcn_jax import optim, train_state
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models import fcn
+from fcn_jax.models.spec import configured
 
 # Classes and largest image of each dataset.
 DATASETS = {"voc_segmentation": (21, (500, 500)), "camvid": (11, (360, 480)), "shapes": (6, (96, 96))}
@@ -31,18 +32,8 @@ def update(config, network):
     classes, largest = DATASETS[config.data.name]
     names, palette = tuple(map(str, range(classes))), ((0, 0, 0),) * classes
     model = config.model
-    spec = ModelSpec(
-        network,
-        model.backbone,
-        model.geometry,
-        model.at_once,
-        model.upsampling,
-        model.width,
-        model.fc_width,
-        names,
-        palette,
-    )
-    params = spec.abstract_params()
+    spec = configured(network, model, names, palette)
+    params = fcn.abstract_params(spec)
     frozen = config_lib.words(config.optim.frozen)
     optimizer = optim.make_optimizer(
         params,
@@ -56,7 +47,7 @@ def update(config, network):
     )
     step = functools.partial(
         train_state.train_step,
-        model=spec.build(dropout=model.dropout, dtype=model.dtype),
+        model=fcn.FCN(spec, dropout=model.dropout, dtype=model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, frozen),
         class_weights=jnp.ones(classes),

@@ -23,6 +23,7 @@ import numpy as np
 from spmd_programs import CLASSES, DEVICES, STRONG, WEAK, WIDTH, Case, cases, check, measure, total
 
 from fcn_jax.models import fcn
+from fcn_jax.models.spec import GEOMETRIES, ModelSpec
 
 # --- the same numbers by hand -----------------------------------------------------------------------------------------
 
@@ -30,7 +31,8 @@ from fcn_jax.models import fcn
 @functools.cache
 def convolutions(geometry, side=500, width=64, fc_width=4096):
     """[(layer, input shape, kernel shape, output shape)] of one image."""
-    model = fcn.FCN(CLASSES, geometry=geometry, width=width, fc_width=fc_width)
+    names, palette = tuple(map(str, range(CLASSES))), ((0, 0, 0),) * CLASSES
+    model = fcn.FCN(ModelSpec("fcn8s", "vgg16", geometry, False, "fixed", width, fc_width, names, palette))
     found = []
 
     def note(next_fun, args, kwargs, context):
@@ -260,7 +262,7 @@ def fits(program, chip):
 def programs(results):
     """{(geometry, dtype): Program} with whole parameters."""
     found = {}
-    for geometry in fcn.GEOMETRIES:
+    for geometry in GEOMETRIES:
         whole = [
             (case, record)
             for case, record in results.items()
@@ -288,14 +290,14 @@ def _compiled_table(results):
     rows = []
     for n in DEVICES:
         row = [n, STRONG // n]
-        both = [results[Case(n, STRONG // n, geometry)] for geometry in fcn.GEOMETRIES]
+        both = [results[Case(n, STRONG // n, geometry)] for geometry in GEOMETRIES]
         row += [f"{r['flops'] / 1e12:.3f}" for r in both]
         row += [f"{r['bytes'] / 1e9:.1f}" for r in both]
         row += [f"{total(r['collectives'], 'all-reduce') / 1e6:.2f}" for r in both[:1]]
         rows.append(row + [f"{r['memory'] / 1e9:.2f}" for r in both])
     header = ("devices", "images a device")
-    header += tuple(f"{what}, {g}" for what in ("TFLOP", "GB traffic") for g in fcn.GEOMETRIES)
-    return table((*header, "MB all-reduce", *(f"GB memory, {g}" for g in fcn.GEOMETRIES)), rows)
+    header += tuple(f"{what}, {g}" for what in ("TFLOP", "GB traffic") for g in GEOMETRIES)
+    return table((*header, "MB all-reduce", *(f"GB memory, {g}" for g in GEOMETRIES)), rows)
 
 
 def _divided_memory_table(results):
@@ -303,10 +305,10 @@ def _divided_memory_table(results):
     for n in (1, 2, 8, 64, 256):
         r = results[Case(n, WEAK, divided=True)]
         parts = [f"{total(r['collectives'], op) / 1e6:.1f}" for op in ("all-reduce", "all-gather")]
-        memory = [results[Case(n, WEAK, g, divided=d)]["memory"] for g in fcn.GEOMETRIES for d in (False, True)]
+        memory = [results[Case(n, WEAK, g, divided=d)]["memory"] for g in GEOMETRIES for d in (False, True)]
         rows.append((n, *parts, f"{r['state'] / 1e9:.3f}", *(f"{m / 1e9:.2f}" for m in memory)))
     header = ("devices", "MB all-reduce", "MB all-gather", "GB state and batch")
-    return table((*header, *(f"GB, {g}, {w}" for g in fcn.GEOMETRIES for w in ("whole", "divided"))), rows)
+    return table((*header, *(f"GB, {g}, {w}" for g in GEOMETRIES for w in ("whole", "divided"))), rows)
 
 
 def _others_table(results):
@@ -336,7 +338,7 @@ def _others_table(results):
 
 def _hand_table(found):
     rows = []
-    for geometry in fcn.GEOMETRIES:
+    for geometry in GEOMETRIES:
         p = found[geometry, "float32"]
         flops, maps, kernels = by_hand(geometry, "float32")
         pairs = ((p.flops[1] / 1e12, flops / 1e12), (p.bytes[1] / 1e9, maps / 1e9), (p.bytes[0] / 1e9, kernels / 1e9))
@@ -482,11 +484,11 @@ def show(results, assumed):
     """All tables, in Markdown."""
     found = programs(results)
     print(f"## Programs\n\n{_compiled_table(results)}")
-    same = [same_program(results, geometry) for geometry in fcn.GEOMETRIES]
+    same = [same_program(results, geometry) for geometry in GEOMETRIES]
     print(f"{WEAK} images a device on 2 to 256 devices: the same program {same}; {parameters():,} parameters\n")
     print(f"{_others_table(results)}\n## By hand\n\n{_hand_table(found)}")
     print(f"largest distance from the lines: {100 * deviation(results, found):.1f} %\n")
-    for geometry in fcn.GEOMETRIES:
+    for geometry in GEOMETRIES:
         print(f"## Weak, {geometry}\n\n{_times_table(found, geometry, assumed, strong=False)}")
         print(f"## Strong, {geometry}\n\n{_times_table(found, geometry, assumed, strong=True)}")
     print(f"## Where links limit\n\n{_crossover_table(found, assumed)}")

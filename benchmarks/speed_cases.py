@@ -29,6 +29,7 @@ def network(geometry):
     """FCN-8s of full width for 21 classes, with random parameters of the size that layers have before training."""
     import jax
 
+    from fcn_jax.models import fcn
     from fcn_jax.models.spec import ModelSpec
 
     names, palette = tuple(map(str, range(CLASSES))), tuple((i, i, i) for i in range(CLASSES))
@@ -39,7 +40,7 @@ def network(geometry):
         deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0
         return (deviation * rng.standard_normal(leaf.shape, np.float32)).astype(np.float32)
 
-    return spec, jax.tree.map(draw, spec.abstract_params())
+    return spec, jax.tree.map(draw, fcn.abstract_params(spec))
 
 
 def photographs(batch, height, width):
@@ -103,13 +104,14 @@ def measure_step(geometry, height, width, batch, dtype, repeats):
     import jax.numpy as jnp
 
     from fcn_jax import optim, sharding, train_state
+    from fcn_jax.models import fcn
 
     spec, params = network(geometry)
     solver = {"momentum": 0.99, "weight_decay": 5e-4, "bias_multiplier": 2.0, "clip_norm": 0.0, "frozen": ()}
     optimizer = optim.make_optimizer(params, name="sgd", schedule=lambda step: 1e-10, **solver)
     step = functools.partial(
         train_state.train_step,
-        model=spec.build(dropout=0.5, dtype=dtype),
+        model=fcn.FCN(spec, dropout=0.5, dtype=dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, ()),
         class_weights=jnp.ones(CLASSES),
@@ -142,9 +144,10 @@ def measure_forward(geometry, height, width, batch, dtype, repeats):
     import jax.numpy as jnp
 
     from fcn_jax import sharding
+    from fcn_jax.models import fcn
 
     spec, params = network(geometry)
-    model = spec.build(dtype=dtype)
+    model = fcn.FCN(spec, dtype=dtype)
 
     def classes(params, image, size):
         return jnp.argmax(model.apply({"params": params}, image, size), -1).astype(jnp.uint8)

@@ -26,6 +26,7 @@ import jax
 from fcn_jax import checkpoint, optim, sharding, train, train_state
 from fcn_jax import config as config_lib
 from fcn_jax.models import fcn
+from fcn_jax.models.spec import GEOMETRIES
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -53,7 +54,7 @@ class Case:
 def cases():
     """All that are compiled: weak and strong scaling, parameters divided, and what one number of devices can show."""
     found = []
-    for geometry in fcn.GEOMETRIES:
+    for geometry in GEOMETRIES:
         found += [Case(n, WEAK, geometry) for n in DEVICES]
         found += [Case(n, STRONG // n, geometry) for n in DEVICES]
         found += [Case(n, WEAK, geometry, divided=True) for n in DEVICES]
@@ -88,7 +89,7 @@ def compile_step(case):
     run = train.Run(c, pathlib.Path(), mesh, split, split, None, None)
     spec = run.spec("fcn8s")
     optimizer = optim.make_optimizer(
-        spec.abstract_params(),
+        fcn.abstract_params(spec),
         name=c.optim.name,
         schedule=lambda step: 1e-4,
         momentum=c.optim.momentum,
@@ -98,7 +99,7 @@ def compile_step(case):
         frozen=(),
     )
     create = functools.partial(train_state.create_train_state, optimizer=optimizer)
-    abstract = jax.eval_shape(create, spec.abstract_params())
+    abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     abstract = checkpoint.with_sharding(abstract, sharding.place(abstract, mesh, divided=c.sharding.params))
     with mock.patch.object(sharding, "check_memory", return_value=0):  # this machine is not meant to hold it
         return train._compile_update(run, config_lib.stages(c)[0], optimizer, abstract, (case.side, case.side))

@@ -19,6 +19,7 @@ import numpy as np
 
 from fcn_jax import checkpoint, metrics, multiscale, progress
 from fcn_jax.data import canvases, datasets, pipeline
+from fcn_jax.models import fcn
 
 PARTS = (0, 0.25, 0.5, 0.75, 1)
 
@@ -38,7 +39,7 @@ def main():
     if not weights.all() or (weights == weights[0]).all():
         sys.exit(f"config.loss.class_weights={config.loss.class_weights} of {options.run}: nothing can be taken back")
     params, spec = checkpoint.load_params(checkpoint.find(options.run, "latest"))
-    model = spec.build()
+    model = fcn.FCN(spec)
 
     @jax.jit
     def counts(params, batch):

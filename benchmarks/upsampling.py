@@ -36,7 +36,7 @@ def main():
     stride, classes = options.stride, 21
     side = -(-500 // stride)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, side, side, classes)), jnp.float32)
-    kernel = jnp.asarray(upsample.bilinear_kernel(stride, classes))
+    kernel = jnp.asarray(upsample.bilinear_kernel(2 * stride, classes))
 
     def dilated(x, kernel):
         return jax.lax.conv_transpose(
@@ -44,7 +44,7 @@ def main():
         )
 
     ways = {
-        "fixed: two matrix products": lambda x, kernel: upsample.fixed_bilinear(x, stride),
+        "fixed: two matrix products": lambda x, kernel: upsample.fixed_bilinear(x, 2 * stride),
         "learned: one matrix product, pixel shuffle": upsample.transposed,
         "dilated convolution": dilated,
     }

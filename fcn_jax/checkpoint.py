@@ -23,6 +23,7 @@ from orbax.checkpoint.path import atomicity
 from fcn_jax import digests, integrity, json_file
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.integrity import MODEL_JSON
+from fcn_jax.models import fcn
 from fcn_jax.models import spec as model_spec
 from fcn_jax.sharding import make_mesh, replicated
 from fcn_jax.train_state import TrainState
@@ -239,7 +240,7 @@ def load_params(directory: pathlib.Path, sharding: Any = None) -> tuple[Any, mod
     spec = model_spec.read(directory / MODEL_JSON)
     alone = jax.process_count() == 1
     default = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if alone else replicated(make_mesh())
-    target = with_sharding(spec.abstract_params(), sharding or default)
+    target = with_sharding(fcn.abstract_params(spec), sharding or default)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(_Literal(directory / "params"), target), spec
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-NETWORKS = ("fcn32s", "fcn16s", "fcn8s")
+from fcn_jax.models import spec
+
 # What may differ when a run is resumed: nothing that its parameters depend on. Its stages may be extended, too.
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
 _STAGES = ("network", "steps", "learning_rate")
@@ -19,9 +20,7 @@ _shown = reprlib.Repr()  # repr of what may be damaged: of limited length and de
 _shown.maxstring = _shown.maxother = 100
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "model.backbone": ("vgg16",),
-    "model.geometry": ("caffe", "same"),
-    "model.upsampling": ("fixed", "learned"),
+    **{f"model.{key}": spec.CHOICES[key] for key in ("backbone", "geometry", "upsampling")},
     "model.dtype": ("float32", "bfloat16"),
     "data.corrupt": ("raise", "skip"),
     "data.annotated": ("", "stored", "upright"),
@@ -197,7 +196,7 @@ def validate(config: ConfigDict) -> None:
     if len(set(lengths.values())) != 1 or not networks:
         raise ValueError(f"network, steps and learning_rate give one value per stage, but their lengths are {lengths}")
     for network, steps, rate in zip(networks, config.steps, config.learning_rate, strict=True):
-        _check_choice("network", network, NETWORKS)
+        _check_choice("network", network, spec.CHOICES["network"])
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"config.steps has {steps!r}: each stage needs a whole number of steps >= 1")
         if not rate > 0:

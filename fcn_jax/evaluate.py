@@ -19,6 +19,7 @@ from fcn_jax import checkpoint, distributed, metrics, multiscale, progress, shar
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import canvases, datasets, pipeline
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 # An evaluation step for each canvas (height, width) of a split.
@@ -45,7 +46,7 @@ def _compile_eval_step(
     batch_size = config.eval.batch_size
     step = functools.partial(
         train_state.eval_step,
-        model=spec.build(dtype=config.model.dtype),
+        model=fcn.FCN(spec, dtype=config.model.dtype),
         scales=tuple(config.eval.scales),
         flip=config.eval.flip,
     )
@@ -55,7 +56,7 @@ def _compile_eval_step(
         "label": jax.ShapeDtypeStruct((batch_size, *canvas), jnp.uint8, sharding=divided),
         "size": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32, sharding=divided),
     }
-    params = checkpoint.with_sharding(spec.abstract_params(), places)
+    params = checkpoint.with_sharding(fcn.abstract_params(spec), places)
     outputs = {"confusion": whole, "loss": whole, "prediction": divided}
     compiled = jax.jit(step, out_shardings=outputs).lower(params, batch).compile()
     sharding.check_memory("eval.batch_size", compiled.memory_analysis(), params, batch_size, mesh)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax import checkpoint, multiscale
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
@@ -40,7 +41,7 @@ class Predictor:
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise ValueError(f"scales {list(scales)}: give factors above 0 and up to 8, such as 0.75,1")
         self.params, self.spec = jax.device_put(params), spec
-        model = spec.build(dtype=dtype)
+        model = fcn.FCN(spec, dtype=dtype)
 
         def predict(params: Any, image: jax.Array, sizes: jax.Array) -> jax.Array:
             def score(image: jax.Array, sizes: jax.Array) -> Any:

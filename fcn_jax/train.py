@@ -36,7 +36,8 @@ from fcn_jax import (
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models import fcn
+from fcn_jax.models.spec import ModelSpec, configured
 from fcn_jax.stop import Stop, Stopped
 from fcn_jax.weights import merge
 
@@ -59,18 +60,7 @@ class Run:
 
     def spec(self, network: str) -> ModelSpec:
         """The network of a stage."""
-        model = self.config.model
-        return ModelSpec(
-            network=network,
-            backbone=model.backbone,
-            geometry=model.geometry,
-            at_once=model.at_once,
-            upsampling=model.upsampling,
-            width=model.width,
-            fc_width=model.fc_width,
-            class_names=tuple(self.train_split.class_names),
-            palette=tuple(self.train_split.palette),
-        )
+        return configured(network, self.config.model, self.train_split.class_names, self.train_split.palette)
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -173,7 +163,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     """
     config, spec = run.config, run.spec(stage.network)
     optimizer = optim.make_optimizer(
-        spec.abstract_params(),
+        fcn.abstract_params(spec),
         name=config.optim.name,
         schedule=_schedule(config, stage),
         momentum=config.optim.momentum,
@@ -185,7 +175,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     create = functools.partial(
         train_state.create_train_state, optimizer=optimizer, step=stage.start, averaged=config.optim.ema > 0
     )
-    abstract = jax.eval_shape(create, spec.abstract_params())
+    abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     places = sharding.place(abstract, run.mesh, divided=config.sharding.params)
     abstract = checkpoint.with_sharding(abstract, places)
     # Compiled first, since that shows whether the memory suffices.
@@ -297,7 +287,7 @@ def _evaluate(
 def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     """Host parameters before a stage: those of the stage before, or initial ones with the weights of the config."""
     init, spec = run.config.init, run.spec(stage.network)
-    initial = functools.partial(jax.jit(spec.init), jax.random.key(run.config.seed))
+    initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(run.config.seed))
     if stage.start:
         before = next(s for s in config_lib.stages(run.config) if s.end == stage.start)
         old = previous or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
@@ -348,7 +338,7 @@ def _compile_update(
     config = run.config
     step = functools.partial(
         train_state.train_step,
-        model=run.spec(stage.network).build(dropout=config.model.dropout, dtype=config.model.dtype),
+        model=fcn.FCN(run.spec(stage.network), dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
         class_weights=jax.device_put(datasets.class_weights(config.loss.class_weights, run.train_split)),
@@ -409,7 +399,7 @@ def _check_same_network(found: ModelSpec, wanted: ModelSpec, workdir: pathlib.Pa
 
 def _check_frozen(run: Run, stages: list[config_lib.Stage]) -> None:
     """Raises ValueError for a glob of optim.frozen that matches no layer of any stage."""
-    layers = sorted({layer for stage in stages for layer in run.spec(stage.network).abstract_params()})
+    layers = sorted({layer for stage in stages for layer in fcn.abstract_params(run.spec(stage.network))})
     for glob in config_lib.words(run.config.optim.frozen):
         if not fnmatch.filter(layers, glob):
             raise ValueError(

@@ -28,7 +28,7 @@ from PIL import Image
 from fcn_jax import config, train, weights
 from fcn_jax.data import images
 from fcn_jax.data.builders import camvid, voc_segmentation
-from fcn_jax.models import spec
+from fcn_jax.models import fcn, spec
 from fcn_jax.weights import convert
 
 Files = dict[str, bytes]
@@ -280,7 +280,7 @@ def _converted(folder: pathlib.Path) -> Files:
     """Our own, with digests and, as earlier versions wrote them, without."""
     import jax
 
-    params = jax.tree.map(np.asarray, SPEC.init(jax.random.key(0)))
+    params = jax.tree.map(np.asarray, fcn.init(SPEC, jax.random.key(0)))
     for name in ("sealed", "bare"):
         convert.write(folder / name, params, SPEC)
     (folder / "bare" / "SHA256SUMS").unlink()

@@ -18,7 +18,7 @@ ALLOWED = {
     "optim": set(),
     "sharding": set(),
     "progress": set(),
-    "config": set(),
+    "config": {"models"},
     "download": set(),
     "visualize": set(),
     "workdir": set(),
@@ -72,7 +72,7 @@ def test_a_config_imports_nothing_but_the_defaults():
 
 
 def test_there_is_one_mean():
-    from fcn_jax.models import layers
+    from fcn_jax.models import spec
     from fcn_jax.weights import common
 
-    assert common.OURS.mean == layers.MEAN_BGR
+    assert common.OURS.mean == spec.MEAN_BGR

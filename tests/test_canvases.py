@@ -8,6 +8,7 @@ from test_train import tiny_config
 
 from fcn_jax import evaluate, sharding, train_state
 from fcn_jax.data import canvases, datasets
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 
@@ -69,7 +70,7 @@ def test_the_results_are_those_of_one_canvas(free, data_dir, monkeypatch):
     spec = ModelSpec("fcn8s", "vgg16", "same", False, "fixed", 2, 8, tuple(split.class_names), tuple(split.palette))
     params = {
         layer: {name: np.random.default_rng(i).normal(0, 0.3, x.shape).astype(np.float32) for name, x in values.items()}
-        for i, (layer, values) in enumerate(spec.abstract_params().items())
+        for i, (layer, values) in enumerate(fcn.abstract_params(spec).items())
     }
     mesh = sharding.make_mesh()
     config = tiny_config(data_dir, **{"eval.batch_size": 4})

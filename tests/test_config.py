@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import fcn_jax
 from fcn_jax import config as config_lib
+from fcn_jax.models import spec
 
 PACKAGE = pathlib.Path(fcn_jax.__file__).parent
 
@@ -291,7 +292,8 @@ def read_by_the_package():
     assert "stages" in calls
     own = ast.parse((PACKAGE / "config.py").read_text())
     own.body = [node for node in own.body if isinstance(node, ast.FunctionDef) and node.name == "stages"]
-    return set().union(*(paths_read(tree) for tree in [*trees, own]))
+    architecture = {f"model.{key}" for key in spec.ARCHITECTURE}  # by spec.configured
+    return architecture.union(*(paths_read(tree) for tree in [*trees, own]))
 
 
 def is_call_by_attribute(node):

@@ -17,7 +17,8 @@ from processes import mounted, needs_namespaces
 
 import fcn_jax
 from fcn_jax import checkpoint, weights
-from fcn_jax.models.layers import MEAN_BGR
+from fcn_jax.models import fcn
+from fcn_jax.models.spec import MEAN_BGR
 from fcn_jax.weights import common, convert
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,7 +104,7 @@ def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
         convert.write(tmp_path / f"{name} converted", convert.fit(found, spec), spec)
         params, again = checkpoint.load_params(checkpoint.find(tmp_path / f"{name} converted"))
         assert again == spec
-        apply = jax.jit(spec.build().apply)
+        apply = jax.jit(fcn.FCN(spec).apply)
         for height, width in SIZES:
             image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
             with torch.no_grad():

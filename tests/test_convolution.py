@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import sharding
-from fcn_jax.models import convolution, layers
+from fcn_jax.models import convolution, fcn, layers
 from fcn_jax.models.spec import ModelSpec
 
 RNG = np.random.default_rng(0)
@@ -62,6 +62,10 @@ def loops_gradient(x, kernel, g, padding):
     return dx[:, inside[0], inside[1]], dk
 
 
+def convolve(x, kernel, padding):
+    return convolution.convolve(x, kernel, ((padding, padding),) * 2)
+
+
 THREE = convolution.XLA._replace(forward=convolution.winograd, to_kernel=convolution.rows_to_kernel)  # of 3x3 alone
 FORMS = {"xla": convolution.XLA, "product": convolution.PRODUCT, "winograd, rows": THREE}
 
@@ -74,7 +78,7 @@ def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
     gradient = loops_gradient(x, kernel, g, padding)
     with jax.enable_x64(True):
         given = [*map(jnp.asarray, (x, kernel, g))]
-        np.testing.assert_allclose(convolution.convolve(*given[:2], padding), expected, atol=1e-12)
+        np.testing.assert_allclose(convolve(*given[:2], padding), expected, atol=1e-12)
         for name, form in FORMS.items():
             if form is THREE and len(kernel) != 3:
                 continue
@@ -101,7 +105,7 @@ def operations(x, kernel, padding, platform, dtype=jnp.float32):
     """{operation: how many} of a convolution with both gradients as it is lowered for a platform."""
 
     def loss(x, kernel):
-        return (convolution.convolve(x, kernel, padding) ** 2).sum()
+        return (convolve(x, kernel, padding) ** 2).sum()
 
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in (x, kernel)]
     text = jax.jit(jax.grad(loss, (0, 1))).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
@@ -126,7 +130,7 @@ def test_the_form_is_that_of_the_platform(x, kernel, padding, form):
 def test_both_platforms_give_the_same_numbers(x, kernel, padding, form):
     """To 2e-6 of the largest, in float32."""
     x, kernel = draw(*x, dtype=np.float32), draw(*kernel, dtype=np.float32)
-    y, pull = jax.vjp(functools.partial(convolution.convolve, padding=padding), x, kernel)
+    y, pull = jax.vjp(functools.partial(convolve, padding=padding), x, kernel)
     expected, pull_xla = jax.vjp(functools.partial(convolution.xla, padding=padding), x, kernel)
     g = draw(*y.shape, dtype=np.float32)
     for found, wanted in zip((y, *pull(g)), (expected, *pull_xla(g)), strict=True):
@@ -138,7 +142,7 @@ def test_a_layer_that_is_not_trained_costs_no_gradient():
 
     def count(arguments):
         shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 64, 64, 3), (3, 3, 3, 64))]
-        loss = jax.grad(lambda x, kernel: (convolution.convolve(x, kernel, 1) ** 2).sum(), arguments)
+        loss = jax.grad(lambda x, kernel: (convolve(x, kernel, 1) ** 2).sum(), arguments)
         text = jax.jit(loss).lower(*shapes).compile().as_text()
         return len(re.findall(r" while\(", text)), len(re.findall(r" convolution\(", text))
 
@@ -168,12 +172,13 @@ def test_rectified_are_the_largest_alone():
     """Pooling before relu is pooling after it, also where images end inside a window, in values and gradients."""
     x, g = draw(2, 7, 10, 3, dtype=np.float32), draw(2, 4, 5, 3, dtype=np.float32)
     extent = jnp.array([[7, 10], [4, 3]], jnp.int32)
+    caffe = layers.Layers(caffe=True, dtype=jnp.float32)
 
     def before(x):
-        return convolution.relu(layers.ceil_pool(layers.Map(x, extent).masked()).x)
+        return caffe.relu(caffe.max_pool(layers.Map(x, extent).masked(), "pool", 2)).x
 
     def after(x):
-        return layers.ceil_pool(layers.Map(jax.nn.relu(x), extent).masked()).x
+        return caffe.max_pool(layers.Map(jax.nn.relu(x), extent).masked(), "pool", 2).x
 
     (found, pull), (expected, pull_after) = jax.vjp(before, x), jax.vjp(after, x)
     np.testing.assert_array_equal(found, expected)
@@ -193,10 +198,10 @@ def test_the_full_network_on_each_platform(monkeypatch):
 
     def operations(platform):
         def loss(params, image):
-            return spec.build().apply({"params": params}, image).sum()
+            return fcn.FCN(spec).apply({"params": params}, image).sum()
 
         image = jax.ShapeDtypeStruct((1, 160, 192, 3), jnp.uint8)
-        text = jax.jit(jax.grad(loss)).trace(spec.abstract_params(), image).lower(lowering_platforms=(platform,))
+        text = jax.jit(jax.grad(loss)).trace(fcn.abstract_params(spec), image).lower(lowering_platforms=(platform,))
         words = re.findall(r"stablehlo\.(\w+)", text.as_text())
         return collections.Counter(word for word in words if word not in ("case", "constant", "return"))
 
@@ -214,7 +219,7 @@ def test_devices_that_share_a_batch_speak_once_a_layer():
     split, whole = sharding.split_batch(mesh, 0), sharding.replicated(mesh)
     x = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32, sharding=split)
     kernel = jax.ShapeDtypeStruct((3, 3, 3, 64), jnp.float32, sharding=whole)
-    step = jax.jit(jax.grad(lambda kernel, x: (convolution.convolve(x, kernel, 1) ** 2).sum()), out_shardings=whole)
+    step = jax.jit(jax.grad(lambda kernel, x: (convolve(x, kernel, 1) ** 2).sum()), out_shardings=whole)
     text = step.lower(kernel, x).compile().as_text()
     entry = text[text.index("\nENTRY ") :]
     assert len(re.findall(r" while\(", entry)) == 1

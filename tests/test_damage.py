@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import checkpoint, damage, digests, train_state
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 SPEC = ModelSpec("fcn32s", "vgg16", "same", False, "fixed", 1, 2, ("a", "b"), ((0, 0, 0), (1, 1, 1)))
@@ -17,7 +18,7 @@ LARGE = {"scales": [1.5], "flip": False}
 
 
 def params(value=0.5):
-    return jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), SPEC.abstract_params())
+    return jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), fcn.abstract_params(SPEC))
 
 
 def state(step):

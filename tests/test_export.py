@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import export, weights
-from fcn_jax.export import common
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 BOUND = 1e-5  # of the largest logit
@@ -70,14 +70,14 @@ def random_params(spec, seed=0):
         layer, name = (key.key for key in keys)
         if name == "bias":
             deviation = 1.0
-        elif layer in common.upsampling_strides(spec):
+        elif layer in spec.upsampling_kernels:
             deviation = (4 * array.shape[2]) ** -0.5  # an output is a sum over the inputs at four positions
         else:
             deviation = (2 / np.prod(array.shape[:-1])) ** 0.5
         scale = {"score_pool4": 100, "score_pool3": 10000}.get(layer, 1) if spec.at_once and name == "kernel" else 1
         return (scale * deviation * rng.normal(size=array.shape)).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, spec.abstract_params())
+    return jax.tree_util.tree_map_with_path(draw, fcn.abstract_params(spec))
 
 
 def random_images(channels=3):
@@ -96,7 +96,7 @@ def library_logits(case):
     canvas = np.zeros((len(alone), *CANVAS, len(case.mean)), alone[0].dtype)
     for row, image in zip(canvas, alone, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    apply = jax.jit(case.spec().build().apply, compiler_options={"xla_backend_optimization_level": 0})
+    apply = jax.jit(fcn.FCN(case.spec()).apply, compiler_options={"xla_backend_optimization_level": 0})
     rows = iter(np.asarray(apply({"params": random_params(case.spec())}, canvas, sizes)))
     return {name: np.stack([next(rows)[: b.shape[1], : b.shape[2]] for _ in b]) for name, b in images.items()}
 
@@ -320,7 +320,7 @@ def test_safetensors_are_read_back(case, tmp_path):
         for name, array in arrays.items():
             np.testing.assert_array_equal(found.arrays[f"{layer}/{name}"], array)
     added = found.arrays.keys() - {f"{layer}/{name}" for layer, arrays in params.items() for name in arrays}
-    upscores = {f"{layer}/kernel" for layer in common.upsampling_strides(case.spec())}
+    upscores = {f"{layer}/kernel" for layer in case.spec().upsampling_kernels}
     assert added == (upscores if case.upsampling == "fixed" else set())
 
 
@@ -349,5 +349,5 @@ def test_torchfcn_of_full_width(tmp_path):
     assert ModelSpec.from_json(json.loads((tmp_path / "fcn8s.pth.json").read_text()), "here") == spec
     model = torch_model(case, torch.load(path, weights_only=True), **sizes)
     images = random_images()["29x7"]
-    expected = np.asarray(jax.jit(spec.build().apply)({"params": params}, images))
+    expected = np.asarray(jax.jit(fcn.FCN(spec).apply)({"params": params}, images))
     check(torch_logits(model, images), expected)

@@ -25,6 +25,7 @@ from test_train import stopping
 
 from fcn_jax import checkpoint, optim, train_state
 from fcn_jax.damage import set_aside
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.stop import Stop
 
@@ -354,7 +355,7 @@ def test_all_checkpoints_damaged(halfway, data_dir, tmp_path):
 def restored(workdir, step):
     """The arrays of a state, read as a run reads them."""
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        params = checkpoints.spec(step).abstract_params()
+        params = fcn.abstract_params(checkpoints.spec(step))
         constants = {"momentum": 0.9, "weight_decay": 1e-4, "bias_multiplier": 1.0, "clip_norm": 1.0, "frozen": ()}
         optimizer = optim.make_optimizer(params, name="adamw", schedule=lambda step: 1e-3, **constants)
         abstract = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)

@@ -9,9 +9,8 @@ import pytest
 from scipy import signal
 
 from fcn_jax import weights
-from fcn_jax.models import upsample
-from fcn_jax.models.layers import MEAN_BGR
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models import fcn, upsample
+from fcn_jax.models.spec import MEAN_BGR, ModelSpec
 from fcn_jax.weights import common, fold, merge, surgery
 from fcn_jax.weights.common import Convention, Weights
 
@@ -35,7 +34,7 @@ def narrow(network="fcn8s", classes=CLASSES, **changes):
 
 def random_params(spec, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), spec.abstract_params())
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), fcn.abstract_params(spec))
 
 
 def file_of(spec, seed=0, **changes):
@@ -188,8 +187,8 @@ def test_an_at_once_network_and_its_plain_twin_score_alike():
     found = weights.from_params(random_params(at_once), at_once)
     params, _ = merge.merge(plain, found, initial=never)
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 50, 3), np.uint8)
-    wanted = at_once.build().apply({"params": random_params(at_once)}, image)
-    got = plain.build().apply({"params": params}, image)
+    wanted = fcn.FCN(at_once).apply({"params": random_params(at_once)}, image)
+    got = fcn.FCN(plain).apply({"params": params}, image)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
@@ -217,7 +216,7 @@ def test_expand_score_by_hand():
     kernel, old = got["upscore2/kernel"], arrays["upscore2/kernel"]
     np.testing.assert_array_equal(kernel[:, :, 1, 2], old[:, :, 1, 0])
     np.testing.assert_array_equal(kernel[:, :, 2, 2], old[:, :, 0, 0])
-    np.testing.assert_array_equal(kernel[:, :, 0, 0], upsample.bilinear_kernel(2, 1)[..., 0, 0])
+    np.testing.assert_array_equal(kernel[:, :, 0, 0], upsample.bilinear_kernel(4, 1)[..., 0, 0])
     assert not kernel[:, :, 0, 1:].any()
     assert not kernel[:, :, 1:, 0].any()
 
@@ -227,10 +226,10 @@ def test_old_classes_score_as_before_in_a_network_with_more(upsampling):
     old, new = (narrow(classes=n, upsampling=upsampling, width=2) for n in (3, 5))
     found = weights.from_params(random_params(old), old)
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 47, 3), np.uint8)
-    before = np.asarray(old.build().apply({"params": random_params(old)}, image))
+    before = np.asarray(fcn.FCN(old).apply({"params": random_params(old)}, image))
     for classes, where in (("all", [0, 1, 2]), ("-,2,class 0,1,-", [2, 3, 1])):
         params, report = merge.merge(new, found, initial=never, classes=classes)
-        after = np.asarray(new.build().apply({"params": params}, image))
+        after = np.asarray(fcn.FCN(new).apply({"params": params}, image))
         np.testing.assert_allclose(after[..., where], before, rtol=0, atol=1e-5 * np.abs(before).max())
         assert not after[..., [i for i in range(5) if i not in where]].any()
         assert row(report, "score_fr/bias").note == "3 of 3 classes"
@@ -268,8 +267,8 @@ def test_a_fourth_input_channel_starts_with_the_mean_of_three():
     rgb = np.random.default_rng(0).integers(0, 256, (1, 20, 20, 3)).astype(np.float32)
     four = np.concatenate([rgb, np.full((1, 20, 20, 1), 7.844, np.float32)], -1)
     plain = narrow(width=2)
-    wanted = plain.build().apply({"params": merge.merge(plain, found, initial=never)[0]}, rgb)
-    got = spec.build().apply({"params": params}, four)
+    wanted = fcn.FCN(plain).apply({"params": merge.merge(plain, found, initial=never)[0]}, rgb)
+    got = fcn.FCN(spec).apply({"params": params}, four)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     again = weights.from_params(params, spec)
     jax.tree.map(np.testing.assert_array_equal, merge.merge(spec, again, initial=never)[0], params)
@@ -297,7 +296,7 @@ def test_scores_may_be_missing_and_start_zero_and_upsampling_starts_bilinear():
     layers = ("score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8")
     params, report = merge.merge(spec, without(file_of(spec), *layers), initial=never)
     assert not params["score_pool4"]["kernel"].any()
-    np.testing.assert_array_equal(params["upscore8"]["kernel"], upsample.bilinear_kernel(8, CLASSES))
+    np.testing.assert_array_equal(params["upscore8"]["kernel"], upsample.bilinear_kernel(16, CLASSES))
     assert row(report, "score_fr/bias") == ("score_fr/bias", (CLASSES,), "missing", "starts zero")
     assert row(report, "upscore2/kernel")[2:] == ("missing", "starts bilinear")
     assert row(report, "fc7/bias")[2:] == ("taken", "")
@@ -329,7 +328,7 @@ def test_upsampling_kernels_and_networks_with_fixed_upsampling():
     spec, learned = narrow(), narrow(upsampling="learned")
     found = file_of(learned)
     bilinear = {
-        name: upsample.bilinear_kernel(len(array) // 2, CLASSES) if name.startswith("upscore") else array
+        name: upsample.bilinear_kernel(len(array), CLASSES) if name.startswith("upscore") else array
         for name, array in found.arrays.items()
     }
     _, report = merge.merge(spec, found._replace(arrays=bilinear), initial=never)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import multiscale, train_state
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 RNG = np.random.default_rng(0)
@@ -87,8 +88,8 @@ def test_padding_does_not_matter():
     """Each image of a batch has the scores that it has alone; what lies beside it is never looked at."""
     palette = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
     spec = ModelSpec("fcn8s", "vgg16", "same", False, "fixed", 2, 8, ("a", "b", "c"), palette)
-    params = jax.tree.map(lambda x: jnp.asarray(RNG.normal(0, 0.2, x.shape), jnp.float32), spec.abstract_params())
-    model = spec.build()
+    params = jax.tree.map(lambda x: jnp.asarray(RNG.normal(0, 0.2, x.shape), jnp.float32), fcn.abstract_params(spec))
+    model = fcn.FCN(spec)
 
     def score(image, sizes):
         return model.apply({"params": params}, image, sizes)

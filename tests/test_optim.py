@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from fcn_jax import optim
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 RATES = (0.1, 0.05, 0.3)
@@ -132,7 +133,7 @@ def spec_of(network, upsampling):
 
 @pytest.mark.parametrize(("network", "upsampling"), COUNTS)
 def test_every_parameter_of_a_network_is_in_one_group(network, upsampling):
-    params = spec_of(network, upsampling).abstract_params()
+    params = fcn.abstract_params(spec_of(network, upsampling))
     groups = optim.parameter_groups(params, ())
     assert jax.tree.structure(groups) == jax.tree.structure(params)
     kernels, biases = COUNTS[network, upsampling]
@@ -144,7 +145,7 @@ def test_every_parameter_of_a_network_is_in_one_group(network, upsampling):
 
 
 def test_every_parameter_of_a_network_is_updated_once():
-    shapes = spec_of("fcn8s", "learned").abstract_params()
+    shapes = fcn.abstract_params(spec_of("fcn8s", "learned"))
     params = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), shapes)
     options = {**DEFAULTS, "bias_multiplier": 2.0, "frozen": ("conv1_*",)}
     optimizer = optim.make_optimizer(params, **options)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fcn_jax import losses
-from fcn_jax.models import fcn, layers, upsample
+from fcn_jax.models import fcn, layers, spec, upsample
 
 torch = pytest.importorskip("torch")
 import torch_reference  # noqa: E402
@@ -64,7 +64,18 @@ class Case:
         return f"{self.network}{'-atonce' * self.at_once}-{self.upsampling}"
 
     def module(self, classes: int = CLASSES, width: int = WIDTH, fc_width: int = FC_WIDTH) -> fcn.FCN:
-        return fcn.FCN(classes, **dataclasses.asdict(self), geometry="caffe", width=width, fc_width=fc_width)
+        names, palette = tuple(map(str, range(classes))), ((0, 0, 0),) * classes
+        return fcn.FCN(
+            spec.ModelSpec(
+                **dataclasses.asdict(self),
+                backbone="vgg16",
+                geometry="caffe",
+                width=width,
+                fc_width=fc_width,
+                class_names=names,
+                palette=palette,
+            )
+        )
 
     def torch_model(self, classes: int = CLASSES, width: int = WIDTH, fc_width: int = FC_WIDTH) -> Any:
         return torch_reference.NETWORKS[self.network](classes, width, fc_width, self.at_once)
@@ -346,10 +357,11 @@ def test_weights_go_to_flax_and_back(case: Case) -> None:
     ids=("3x3", "5x5"),
 )
 def test_the_last_pooling_window_hangs_over_the_edge(values: list[list[int]], expected: list[list[int]]) -> None:
+    pool = layers.Layers(caffe=True, dtype=jnp.float32).max_pool
     x = np.array(values, np.float32)
     np.testing.assert_array_equal(torch_reference.pool(torch.from_numpy(x)[None, None])[0, 0], expected)
     np.testing.assert_array_equal(
-        layers.ceil_pool(layers.Map(jnp.asarray(x)[None, ..., None], None)).x[0, ..., 0], expected
+        pool(layers.Map(jnp.asarray(x)[None, ..., None], None), "pool", 2).x[0, ..., 0], expected
     )
 
 
@@ -496,13 +508,13 @@ TWO_ROWS = {
 @pytest.mark.parametrize("stride", FILTERS)
 def test_bilinear_upsampling_has_the_values_computed_by_hand(stride: int) -> None:
     layer = torch_reference.upscore_layer(1, stride)
-    fixed, transposed = quick_jit(lambda x: upsample.fixed_bilinear(x, stride)), quick_jit(upsample.transposed)
+    fixed, transposed = quick_jit(lambda x: upsample.fixed_bilinear(x, 2 * stride)), quick_jit(upsample.transposed)
     for column, rows in (([2], 2 * FILTERS[stride]), ([1, 3], TWO_ROWS[stride])):
         x = np.array(column, np.float32)[:, None]
         expected = np.outer(rows, FILTERS[stride])
         assert expected.shape == ((len(x) + 1) * stride, 2 * stride)
         x_jax = jnp.asarray(x)[None, ..., None]
-        kernel = jnp.asarray(upsample.bilinear_kernel(stride, 1))
+        kernel = jnp.asarray(upsample.bilinear_kernel(2 * stride, 1))
         np.testing.assert_allclose(layer(torch.from_numpy(x)[None, None]).detach()[0, 0], expected, rtol=1e-6)
         np.testing.assert_allclose(fixed(x_jax)[0, ..., 0], expected, rtol=1e-6)
         np.testing.assert_allclose(transposed(x_jax, kernel)[0, ..., 0], expected, rtol=1e-6)

@@ -22,6 +22,7 @@ from processes import Job
 from fcn_jax import config as config_lib
 from fcn_jax import distributed, optim, sharding, train, train_state
 from fcn_jax.data import datasets, pipeline
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.stop import Stopped
 
@@ -243,7 +244,7 @@ def random_params(spec):
         deviation = 0.01 if layer.startswith(("score", "up")) else np.sqrt(2 / np.prod(leaf.shape[:3]))
         return rng.normal(0, deviation, leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, spec.abstract_params())
+    return jax.tree_util.tree_map_with_path(draw, fcn.abstract_params(spec))
 
 
 def padded_batch():
@@ -270,14 +271,14 @@ KEEPER = optax.GradientTransformation(
 
 def compiled_step(spec, mesh, batch, *, divided, optimizer):
     """train_step over a mesh as train.py compiles it, and the shapes of its state, placed."""
-    params = spec.abstract_params()
+    params = fcn.abstract_params(spec)
     create = functools.partial(train_state.create_train_state, optimizer=optimizer)
     abstract = jax.eval_shape(create, params)
     places = sharding.place(abstract, mesh, divided=divided)
     gather = functools.partial(sharding.gather, whole=sharding.replicated(mesh), parts=places.params)
     step = functools.partial(
         train_state.train_step,
-        model=spec.build(),
+        model=fcn.FCN(spec),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, ()),
         class_weights=jnp.ones(CLASSES, jnp.float32),
@@ -363,7 +364,7 @@ def test_divided_gradients_on_eight_devices(on_one_device, tmp_path):
 def test_moments_lie_where_their_parameters_do():
     """And small arrays are whole on every device."""
     optimizer = optim.make_optimizer(
-        (spec := miniature("same", "learned", fc_width=64)).abstract_params(),
+        fcn.abstract_params(spec := miniature("same", "learned", fc_width=64)),
         name="adamw",
         schedule=lambda step: 1e-3,
         momentum=0.9,
@@ -373,7 +374,7 @@ def test_moments_lie_where_their_parameters_do():
         frozen=(),
     )
     create = functools.partial(train_state.create_train_state, optimizer=optimizer)
-    abstract = jax.eval_shape(create, spec.abstract_params())
+    abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     mesh = sharding.make_mesh()
     divided = [
         jax.tree_util.keystr(path, simple=True)

@@ -14,6 +14,7 @@ import fcn_jax
 from fcn_jax import checkpoint, evaluate, sharding, train
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
+from fcn_jax.models import fcn
 from fcn_jax.models import spec as model_spec
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -220,9 +221,9 @@ def test_the_next_stage_starts_from_the_last(finished, data_dir, tmp_path, monke
     c = tiny_config(data_dir)
     run = train.Run(c, finished, None, *2 * [split_of(data_dir)], checkpoint.Checkpoints(tmp_path), None)
     spec32, spec8 = run.spec("fcn32s"), run.spec("fcn8s")
-    old = spec32.init(jax.random.key(5))
+    old = fcn.init(spec32, jax.random.key(5))
     params = train._initial_params(run, config_lib.stages(c)[1], jax.tree.map(np.asarray, old))
-    assert set(params) == set(spec8.abstract_params())
+    assert set(params) == set(fcn.abstract_params(spec8))
     np.testing.assert_array_equal(params["fc6"]["kernel"], old["fc6"]["kernel"])
     assert not np.asarray(params["score_pool4"]["kernel"]).any()
     np.testing.assert_allclose(

@@ -11,6 +11,7 @@ import pytest
 import reference
 
 from fcn_jax import optim, sharding, train_state
+from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
 CLASSES = 3
@@ -23,7 +24,7 @@ ONES = jnp.ones(CLASSES, jnp.float32)
 def params():
     """Of the miniature FCN, with scores that are not zero, so that a gradient reaches every layer."""
     rng, fresh = np.random.default_rng(0), {}
-    for layer, members in SPEC.abstract_params().items():
+    for layer, members in fcn.abstract_params(SPEC).items():
         shape = members["kernel"].shape
         deviation = 0.02 if layer.startswith("score_") else np.sqrt(2 / np.prod(shape[:3]))
         fresh[layer] = {
@@ -73,7 +74,7 @@ def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel"
         return train_state.train_step(
             state,
             batch,
-            model=model or SPEC.build(),
+            model=model or fcn.FCN(SPEC),
             optimizer=optimizer,
             groups=optim.parameter_groups(params, frozen),
             class_weights=class_weights,
@@ -208,7 +209,7 @@ def test_overfitting_one_image(params):
 
 def test_eval_step_counts(params, batch):
     images = {key: value[0] for key, value in batch.items()}
-    results = jax.jit(functools.partial(train_state.eval_step, model=SPEC.build()))(params, images)
+    results = jax.jit(functools.partial(train_state.eval_step, model=fcn.FCN(SPEC)))(params, images)
     assert results["prediction"].dtype == jnp.uint8
     assert results["prediction"].shape == (4, 32, 32)
     assert results["confusion"].dtype == jnp.int32

@@ -51,7 +51,7 @@ def test_bilinear_filter_has_the_values_computed_by_hand(size: int, expected: li
 
 @pytest.mark.parametrize("stride", STRIDES)
 def test_bilinear_kernel_is_the_reference_one_on_the_diagonal(stride: int) -> None:
-    kernel = upsample.bilinear_kernel(stride, 3)
+    kernel = upsample.bilinear_kernel(2 * stride, 3)
     assert kernel.dtype == np.float32
     np.testing.assert_allclose(kernel, reference.diagonal_bilinear_kernel(2 * stride, 3), rtol=1e-7)
 
@@ -59,9 +59,9 @@ def test_bilinear_kernel_is_the_reference_one_on_the_diagonal(stride: int) -> No
 def test_stride_2_of_a_tiny_map_has_the_values_computed_by_hand() -> None:
     x = jnp.array([[1.0, 2.0], [3.0, 4.0]]).reshape(1, 2, 2, 1)
     expected = np.array(TWO_BY_TWO).reshape(1, 6, 6, 1)
-    np.testing.assert_array_equal(upsample.fixed_bilinear(x, 2), expected)
-    np.testing.assert_array_equal(upsample.transposed(x, jnp.asarray(upsample.bilinear_kernel(2, 1))), expected)
-    module = upsample.LearnedUpsample(2)
+    np.testing.assert_array_equal(upsample.fixed_bilinear(x, 4), expected)
+    np.testing.assert_array_equal(upsample.transposed(x, jnp.asarray(upsample.bilinear_kernel(4, 1))), expected)
+    module = upsample.LearnedUpsample(4)
     np.testing.assert_array_equal(module.apply(module.init(jax.random.key(0), x), x), expected)
 
 
@@ -78,8 +78,11 @@ def test_fixed_bilinear_equals_the_reference(stride: int) -> None:
     kernel = reference.diagonal_bilinear_kernel(2 * stride, 2)
     expected = np.stack([reference.upsample(image, kernel, stride) for image in x])
     assert expected.shape == (2, 4 * stride, 5 * stride, 2)
-    assert worst(upsample.fixed_bilinear(jnp.asarray(x), stride), expected) < 1e-6
-    assert worst(upsample.transposed(jnp.asarray(x), jnp.asarray(upsample.bilinear_kernel(stride, 2))), expected) < 1e-6
+    assert worst(upsample.fixed_bilinear(jnp.asarray(x), 2 * stride), expected) < 1e-6
+    assert (
+        worst(upsample.transposed(jnp.asarray(x), jnp.asarray(upsample.bilinear_kernel(2 * stride, 2))), expected)
+        < 1e-6
+    )
 
 
 @pytest.mark.parametrize("stride", STRIDES)
@@ -124,8 +127,8 @@ def test_gradient_of_transposed_equals_finite_differences() -> None:
 
 def test_gradient_of_fixed_bilinear_is_that_of_the_dense_kernel() -> None:
     x, weights = jnp.asarray(random(1, 1, 3, 2, 2)), jnp.asarray(random(2, 1, 32, 24, 2))
-    kernel = jnp.asarray(upsample.bilinear_kernel(8, 2))
-    fixed = jax.grad(lambda x: (upsample.fixed_bilinear(x, 8) * weights).sum())(x)
+    kernel = jnp.asarray(upsample.bilinear_kernel(16, 2))
+    fixed = jax.grad(lambda x: (upsample.fixed_bilinear(x, 16) * weights).sum())(x)
     dense = jax.grad(lambda x: (upsample.transposed(x, kernel) * weights).sum())(x)
     # By hand: each pixel collects the 16 x 16 outputs that it was scattered to.
     weights_1d = np.r_[1:16:2, 15:0:-2] / 16
@@ -140,13 +143,13 @@ def test_gradient_of_fixed_bilinear_is_that_of_the_dense_kernel() -> None:
 
 def test_learned_upsampling_starts_bilinear_and_uses_its_parameter() -> None:
     x = jnp.asarray(random(3, 1, 2, 3, 2))
-    module = upsample.LearnedUpsample(8)
+    module = upsample.LearnedUpsample(16)
     params = module.init(jax.random.key(0), x)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == {
         "params": {"kernel": ((16, 16, 2, 2), jnp.dtype("float32"))}
     }
-    np.testing.assert_array_equal(params["params"]["kernel"], upsample.bilinear_kernel(8, 2))
-    assert worst(module.apply(params, x), np.asarray(upsample.fixed_bilinear(x, 8))) < 1e-6
+    np.testing.assert_array_equal(params["params"]["kernel"], upsample.bilinear_kernel(16, 2))
+    assert worst(module.apply(params, x), np.asarray(upsample.fixed_bilinear(x, 16))) < 1e-6
     kernel = random(4, 16, 16, 2, 2)
     out = module.apply({"params": {"kernel": kernel}}, x)
     assert worst(out, reference.upsample(np.asarray(x)[0], kernel, 8)[None]) < 1e-6

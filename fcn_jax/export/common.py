@@ -31,7 +31,7 @@ def image_dtype(spec: ModelSpec) -> np.dtype:
 
 def function(spec: ModelSpec) -> Callable[[Any, jax.Array], jax.Array]:
     """(params, image [B, H, W, C]) -> logits float32 [B, H, W, num_classes]."""
-    model = spec.build()
+    model = fcn.FCN(spec)
 
     def logits(params: Any, image: jax.Array) -> jax.Array:
         out: Any = model.apply({"params": params}, image)
@@ -64,12 +64,6 @@ def _without_folders() -> Iterator[None]:
         jax.config.update(option, before)
 
 
-def upsampling_strides(spec: ModelSpec) -> dict[str, int]:
-    """{layer: stride} of the upsampling layers, in order."""
-    strides = {fcn.SKIP_UPSCORE[skip]: 2 for skip in fcn.SKIPS[spec.network]}
-    return {**strides, fcn.FINAL_NAME[spec.network]: fcn.FINAL_STRIDE[spec.network]}
-
-
 def torch_kernel(kernel: np.ndarray, transposed: bool = False) -> np.ndarray:
     """[h, w, in, out] -> a contiguous copy [out, in, h, w], or [in, out, h, w] for a transposed convolution."""
     order = (2, 3, 0, 1) if transposed else (3, 2, 0, 1)
@@ -87,15 +81,15 @@ def torch_arrays(params: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
       {'conv1_1.weight': [out, in, h, w], 'conv1_1.bias': [out], ..., 'upscore2.weight': [in, out, 4, 4]}, float32,
       contiguous, in memory of their own.
     """
-    strides = upsampling_strides(spec)
+    kernels = spec.upsampling_kernels
     arrays = {}
     for layer, values in params.items():
-        arrays[f"{layer}.weight"] = torch_kernel(values["kernel"], layer in strides)
+        arrays[f"{layer}.weight"] = torch_kernel(values["kernel"], layer in kernels)
         if "bias" in values:
             arrays[f"{layer}.bias"] = np.array(values["bias"], np.float32)
     if spec.upsampling == "fixed":
-        for layer, stride in strides.items():
-            kernel = upsample.bilinear_kernel(stride, len(spec.class_names))
+        for layer, size in kernels.items():
+            kernel = upsample.bilinear_kernel(size, len(spec.class_names))
             arrays[f"{layer}.weight"] = torch_kernel(kernel, transposed=True)
     return arrays
 

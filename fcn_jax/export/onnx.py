@@ -4,13 +4,16 @@ Nodes and initializers carry the release's names: conv1_1, relu1_1, pool1, score
 Fixed upsampling is a grouped transposed convolution, a bilinear filter for each class.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from fcn_jax.export import common
-from fcn_jax.models import fcn, upsample, vgg
+from fcn_jax.models import fcn, upsample
+from fcn_jax.models.grid import Grid, stride_of
+from fcn_jax.models.layers import Layers, Map
 from fcn_jax.models.spec import ModelSpec
 
 CARRIES_MODEL_JSON = True
@@ -19,9 +22,7 @@ IR_VERSION = 7
 
 
 def check(spec: ModelSpec) -> None:
-    """ValueError for a backbone that is not VGG16, and if the package onnx is missing."""
-    if spec.backbone not in _ENCODERS:
-        raise ValueError(f"--format=onnx has no backbone {spec.backbone!r}: --format=stablehlo has every one")
+    """ValueError if the package onnx is missing."""
     _onnx()
 
 
@@ -58,13 +59,6 @@ class _Graph:
         """Adds an initializer int64 [n]; returns its name."""
         return self.constant(name, np.array(values, np.int64))
 
-    def conv(self, x: str, name: str, padding: int = 0) -> str:
-        """The convolution `name` with bias, stride 1."""
-        kernel, bias = self.params[name]["kernel"], self.params[name]["bias"]
-        weight = self.constant(f"{name}.weight", common.torch_kernel(kernel))
-        inputs = [x, weight, self.constant(f"{name}.bias", np.array(bias))]
-        return self.node("Conv", inputs, name, kernel_shape=kernel.shape[:2], pads=[padding] * 4)
-
     def crop(self, x: str, name: str, offset: int, like: str, axes: str = "height_width") -> str:
         """x from `offset` on, of the height and width of `like`, which are its dimensions `axes`."""
         start = self.integers(f"{name}_start", offset, offset)
@@ -74,19 +68,70 @@ class _Graph:
         return self.node("Slice", [x, start, end, "height_width"], name)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layers(Layers):
+    """Layers that add nodes instead of computing: what their maps hold is the name of a value."""
+
+    graph: _Graph = dataclasses.field(kw_only=True)
+
+    def conv(
+        self,
+        m: Map,
+        name: str,
+        features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        zero: bool = False,
+    ) -> Map:
+        kernel, bias = self.graph.params[name]["kernel"], self.graph.params[name]["bias"]
+        weight = self.graph.constant(f"{name}.weight", common.torch_kernel(kernel))
+        inputs = [m.x, weight, self.graph.constant(f"{name}.bias", np.array(bias))]
+        after = padding if self.caffe else size - 1 - padding
+        x = self.graph.node(
+            "Conv",
+            inputs,
+            name,
+            kernel_shape=kernel.shape[:2],
+            strides=(stride, stride),
+            pads=[padding, padding, after, after],
+            group=groups,
+        )
+        return Map(x, None, m.grid.windows(size, stride, padding))
+
+    def relu(self, m: Map) -> Map:
+        release = str(m.x).replace("conv", "relu").replace("fc", "relu")
+        return m.with_cells(self.graph.node("Relu", [m.x], release if release != m.x else f"relu_{m.x}"))
+
+    def max_pool(self, m: Map, name: str, size: int, padding: int = 0) -> Map:
+        after = 1 if self.caffe else size - 1 - padding
+        pads = [padding, padding, after, after]
+        x = self.graph.node("MaxPool", [m.x], name, kernel_shape=(size, size), strides=(2, 2), pads=pads)
+        return Map(x, None, m.grid.windows(size, 2, padding))
+
+    def local_response_norm(self, m: Map, name: str) -> Map:
+        return m.with_cells(self.graph.node("LRN", [m.x], name, size=5, alpha=1e-4, beta=0.75))
+
+    def drop(self, m: Map) -> Map:
+        return m
+
+
 def _model(params: Any, spec: ModelSpec) -> Any:
-    """The ModelProto."""
+    """The ModelProto; as FCN.__call__."""
     graph = _Graph(params, spec)
     graph.integers("height_width", 2, 3)
     graph.integers("image_height_width", 1, 2)
-    maps = _ENCODERS[spec.backbone](graph, _preprocess(graph))
-    x = graph.conv(maps["fc7"], "score_fr")
-    for skip in fcn.SKIPS[spec.network]:
-        x = _fuse(graph, x, maps[skip], skip)
-    x = _upsample(graph, x, fcn.FINAL_NAME[spec.network])
-    offset = fcn.FINAL_OFFSET[spec.network] if spec.geometry == "caffe" else 0
-    x = graph.crop(x, "score", offset, "image", "image_height_width")
-    graph.node("Transpose", [x], "logits", perm=(0, 2, 3, 1))
+    layers = _Layers(spec.geometry == "caffe", np.float32, graph=graph)
+    maps = fcn.ENCODERS[spec.backbone](Map(_preprocess(graph), None), layers, spec.width, spec.fc_width)
+    m = layers.conv(maps["fc7"], "score_fr", len(spec.class_names), 1)
+    *between, last = spec.upsampling_kernels.items()
+    for (name, size), skip in zip(between, spec.skips, strict=True):
+        m = _fuse(graph, _upsample(graph, m, name, size), _scored(layers, maps[skip], skip), skip)
+    m = _upsample(graph, m, *last)
+    score = graph.crop(m.x, "score", m.grid.offset(Grid()), "image", "image_height_width")
+    graph.node("Transpose", [score], "logits", perm=(0, 2, 3, 1))
     return _finished(graph)
 
 
@@ -113,56 +158,37 @@ def _preprocess(graph: _Graph) -> str:
     return graph.node("Transpose", [x], "data_nchw", perm=(0, 3, 1, 2))
 
 
-def _encode_vgg16(graph: _Graph, x: str) -> dict[str, str]:
-    """As `vgg.encode`: {'pool3', 'pool4', 'fc7': value}."""
-    caffe = graph.spec.geometry == "caffe"
-    maps = {}
-    for block, convolutions, _ in vgg.BLOCKS:
-        for index in range(1, convolutions + 1):
-            name = f"{block}_{index}"
-            x = graph.conv(x, f"conv{name}", vgg.BORDER if caffe and name == "1_1" else 1)
-            x = graph.node("Relu", [x], f"relu{name}")
-        x = graph.node("MaxPool", [x], f"pool{block}", kernel_shape=(2, 2), strides=(2, 2), ceil_mode=1)
-        maps[x] = x
-    for name, padding in (("6", 0 if caffe else 3), ("7", 0)):
-        x = graph.node("Relu", [graph.conv(x, f"fc{name}", padding)], f"relu{name}")
-    return {"pool3": maps["pool3"], "pool4": maps["pool4"], "fc7": x}
-
-
-_ENCODERS = {"vgg16": _encode_vgg16}
-
-
-def _fuse(graph: _Graph, x: str, feature: str, skip: str) -> str:
-    """As `FCN._fuse`: scores, upsampled by two, plus the scores of a finer level."""
+def _scored(layers: _Layers, m: Map, skip: str) -> Map:
+    graph = layers.graph
     if graph.spec.at_once:
-        scale = graph.constant(f"scale_{skip}.weight", np.array(fcn.AT_ONCE_SCALE[skip], np.float32))
-        feature = graph.node("Mul", [feature, scale], f"scale_{skip}")
-    score = graph.conv(feature, f"score_{skip}")
-    up = _upsample(graph, x, fcn.SKIP_UPSCORE[skip])
-    if graph.spec.geometry == "caffe":
-        score = graph.crop(score, f"score_{skip}c", fcn.SKIP_OFFSET[skip], up)
-    else:
-        up = graph.crop(up, f"{up}c", 0, score)
-    return graph.node("Add", [up, score], f"fuse_{skip}")
+        scale = graph.constant(f"scale_{skip}.weight", np.array(graph.spec.scale(skip), np.float32))
+        m = m.with_cells(graph.node("Mul", [m.x, scale], f"scale_{skip}"))
+    return layers.conv(m, f"score_{skip}", len(graph.spec.class_names), 1)
 
 
-def _upsample(graph: _Graph, x: str, name: str) -> str:
-    """(n + 1) s in `caffe` geometry; in `same` the s n in the middle."""
-    stride, classes = common.upsampling_strides(graph.spec)[name], len(graph.spec.class_names)
+def _fuse(graph: _Graph, a: Map, b: Map, skip: str) -> Map:
+    """As layers.add."""
+    larger, smaller = (a, b) if a.grid.start <= b.grid.start else (b, a)
+    cropped = graph.crop(larger.x, f"{larger.x}c", larger.grid.offset(smaller.grid), smaller.x)
+    return smaller.with_cells(graph.node("Add", [cropped, smaller.x], f"fuse_{skip}"))
+
+
+def _upsample(graph: _Graph, m: Map, name: str, size: int) -> Map:
+    stride, classes = stride_of(size), len(graph.spec.class_names)
     fixed = graph.spec.upsampling == "fixed"
     if fixed:
-        kernel = np.repeat(upsample.bilinear_kernel(stride, 1).transpose(2, 3, 0, 1), classes, 0)
+        kernel = np.repeat(upsample.bilinear_kernel(size, 1).transpose(2, 3, 0, 1), classes, 0)
     else:
         kernel = common.torch_kernel(graph.params[name]["kernel"], transposed=True)
-    return graph.node(
+    x = graph.node(
         "ConvTranspose",
-        [x, graph.constant(f"{name}.weight", kernel)],
+        [m.x, graph.constant(f"{name}.weight", kernel)],
         name,
         group=classes if fixed else 1,
-        kernel_shape=(2 * stride, 2 * stride),
+        kernel_shape=(size, size),
         strides=(stride, stride),
-        pads=[0 if graph.spec.geometry == "caffe" else stride // 2] * 4,
     )
+    return Map(x, None, m.grid.upsampled(size))
 
 
 def _onnx() -> Any:

@@ -5,8 +5,7 @@ import pathlib
 from typing import Any
 
 from fcn_jax.export import common
-from fcn_jax.models.layers import MEAN_BGR
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import MEAN_BGR, ModelSpec
 
 CARRIES_MODEL_JSON = False
 # What pytorch-fcn's networks are, each with no choice.

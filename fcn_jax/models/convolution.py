@@ -1,4 +1,4 @@
-"""Convolutions of stride 1, rectification and pooling, in the form that the platform computes fastest.
+"""Convolutions, rectification and pooling, in the form that the platform computes fastest.
 
 TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers of large
 maps, all of fc6 and fc7, and pooling's gradient. There the first are sums over rows, fc6 and fc7 matrix products, and
@@ -7,7 +7,7 @@ layer: benchmarks/kernels.py, RESULTS.md.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,8 +47,18 @@ def _precision(x: jax.Array) -> lax.Precision:
 
 def xla(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """The convolution as XLA has it."""
+    return _xla(x, kernel, [(padding, padding)] * 2, 1, 1)
+
+
+def _xla(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[Any, Any]], stride: int, groups: int) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=_precision(x)
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision=_precision(x),
     )
 
 
@@ -144,11 +154,19 @@ def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
     return form
 
 
-def convolve(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """[B, H, W, I] with a kernel [k, k, I, O] -> [B, H + 2 padding - k + 1, W + 2 padding - k + 1, O].
+def convolve(
+    x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[Any, Any]], stride: int = 1, groups: int = 1
+) -> jax.Array:
+    """[B, H, W, I] with a kernel [k, k, I / groups, O] -> [B, H', W', O], H' = (H + both paddings - k) // stride + 1.
 
     float32 means float32: the fast reduced-precision products of TPU and GPU are used with bfloat16 only.
+
+    Args:
+      pads: zeros before and after the rows and the columns.
     """
+    padding = pads[0][0]
+    if stride > 1 or groups > 1 or any(pad != padding for pair in pads for pad in pair):
+        return _xla(x, kernel, pads, stride, groups)
     form = cpu_form(x, kernel)
     return xla(x, kernel, padding) if form == XLA else _convolve(x, kernel, padding, form)
 

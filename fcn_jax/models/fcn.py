@@ -1,8 +1,8 @@
-"""FCN-32s, FCN-16s and FCN-8s on VGG16 (PAMI sections 4.2 and 4.3).
+"""FCN-32s, FCN-16s and FCN-8s on any of the backbones (PAMI sections 4.2 and 4.3).
 
-Two geometries. `caffe` is the released networks to the pixel: pad 100, ceil pooling, unpadded fc6, full transposed
-convolutions, and crops at the release's offsets. `same` has no border: level k holds ceil(n / 2^k), fc6 pads 3, and
-each upsampling gives stride x n, cropped at the top left to what it is fused with. It costs about half.
+Two geometries. `caffe` is the released networks to the pixel: the encoder's border, Caffe's sizes of poolings, unpadded
+fc6, and the release's crops, which follow from where the cells of each map lie. `same` has no border: n pixels become
+ceil(n / stride) cells at every level. It costs about half.
 """
 
 from typing import Any
@@ -11,52 +11,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models import upsample, vgg
-from fcn_jax.models.layers import MEAN_BGR, Map, at_least_float32, conv
+from fcn_jax.models import upsample
+from fcn_jax.models.backbones import vgg16
+from fcn_jax.models.grid import Grid
+from fcn_jax.models.layers import Layers, Map, add, at_least_float32, preprocess
+from fcn_jax.models.spec import ModelSpec
 
-# An encoder makes its layers inside of FCN.__call__ and returns the maps pool3, pool4 and fc7, at strides 8, 16, 32.
-BACKBONES = {"vgg16": vgg.encode}
-
-# The skips that each network fuses, from the deepest on, and the stride of its last upsampling.
-SKIPS = {"fcn32s": (), "fcn16s": ("pool4",), "fcn8s": ("pool4", "pool3")}
-FINAL_STRIDE = {"fcn32s": 32, "fcn16s": 16, "fcn8s": 8}
-FINAL_NAME = {"fcn32s": "upscore", "fcn16s": "upscore16", "fcn8s": "upscore8"}
-SKIP_UPSCORE = {"pool4": "upscore2", "pool3": "upscore_pool4"}
-# Where the release's Crop layers start (net.py: the offset that aligns a map with pad 100 and kernel 2s).
-SKIP_OFFSET = {"pool4": 5, "pool3": 9}
-FINAL_OFFSET = {"fcn32s": 19, "fcn16s": 27, "fcn8s": 31}
-# voc-fcn8s-atonce scales the skips down before they are scored, so that they start small.
-AT_ONCE_SCALE = {"pool4": 0.01, "pool3": 0.0001}
-GEOMETRIES = ("caffe", "same")
-UPSAMPLINGS = ("fixed", "learned")
+ENCODERS = {"vgg16": vgg16.encode}
 
 
 class FCN(nn.Module):
-    """An FCN on VGG16; its parameters carry the paper's layer names: conv1_1 .. fc7, score_fr, score_pool4, upscore2.
+    """The network of a spec; its parameters carry the paper's layer names: conv1_1 .. fc7, score_fr, upscore2.
 
     Attributes:
-      num_classes: channels of the logits.
-      network: fcn32s, fcn16s or fcn8s.
-      backbone: a key of BACKBONES.
-      geometry: `caffe` or `same`.
-      at_once: scale the skips as the at-once network does.
-      upsampling: `fixed` (bilinear, no parameters) or `learned` (dense kernels that start bilinear).
-      mean: (B, G, R), subtracted from the image; each further value is the mean of a further channel.
-      width, fc_width: channels of conv1_x and of fc6/fc7; 64 and 4096 are VGG16.
+      spec: what shapes the parameters and the output.
       dropout: rate after fc6 and fc7.
       dtype: what the encoder computes in; scores and upsampling are float32.
     """
 
-    num_classes: int
-    network: str = "fcn8s"
-    backbone: str = "vgg16"
-    geometry: str = "same"
-    at_once: bool = False
-    upsampling: str = "fixed"
-    mean: tuple[float, ...] = MEAN_BGR
-    width: int = 64
-    fc_width: int = 4096
-    dropout: float = 0.5
+    spec: ModelSpec
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -64,57 +38,44 @@ class FCN(nn.Module):
         """Class scores of a padded batch.
 
         Args:
-          image: RGB 0..255 [B, H, W, 3], uint8 or another dtype; what lies outside an image's size does not matter.
+          image: RGB 0..255 [B, H, W, 3], uint8 or another dtype, with a further channel for each further mean; what
+            lies outside an image's size does not matter.
           sizes: int32 [B, 2], height and width of each image at the top left of its canvas; None: all of the canvas.
           train: applies dropout (rng stream `dropout`).
 
         Returns:
           Logits float32 [B, H, W, num_classes]; inside each image's size exactly those that it has alone.
         """
-        maps = BACKBONES[self.backbone](
-            image,
-            sizes,
-            geometry=self.geometry,
-            mean=self.mean,
-            width=self.width,
-            fc_width=self.fc_width,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            train=train,
-        )
+        spec, dtype = self.spec, at_least_float32(self.dtype)
+        data = Map(preprocess(image, spec.mean, dtype), sizes).masked()
+        layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train)
+        encode = ENCODERS[spec.backbone]
+        maps = encode(data.with_cells(data.x.astype(self.dtype)), layers, spec.width, spec.fc_width)
         m = self._score("score_fr", maps["fc7"])
-        for skip in SKIPS[self.network]:
-            m = self._fuse(m, maps[skip], skip)
-        up = self._upsample(FINAL_NAME[self.network], m, FINAL_STRIDE[self.network])
-        return _crop(up.x, FINAL_OFFSET[self.network] if self.geometry == "caffe" else 0, image.shape[1:3])
+        *between, last = spec.upsampling_kernels.items()
+        for (name, size), skip in zip(between, spec.skips, strict=True):
+            m = add(self._upsample(name, m, size), self._score(f"score_{skip}", maps[skip], spec.scale(skip)))
+        return self._upsample(last[0], m, last[1]).cropped(Grid(), image.shape[1:3])
 
-    def _score(self, name: str, m: Map) -> Map:
-        dtype = at_least_float32(self.dtype)
-        x = conv(m.x.astype(dtype), name, self.num_classes, 1, 0, dtype, zero=True)
-        return Map(x, m.extent).masked()
+    def _score(self, name: str, m: Map, scale: float = 1.0) -> Map:
+        layers = Layers(self.spec.geometry == "caffe", at_least_float32(self.dtype))
+        x = m.x if scale == 1 else m.x * jnp.asarray(scale, m.x.dtype)
+        return layers.conv(m.with_cells(x.astype(layers.dtype)), name, len(self.spec.class_names), 1, zero=True)
 
-    def _fuse(self, m: Map, feature: Map, skip: str) -> Map:
-        """Upsamples the scores by two and adds the scores of a finer level."""
-        if self.at_once:
-            feature = Map(feature.x * jnp.asarray(AT_ONCE_SCALE[skip], feature.x.dtype), feature.extent)
-        score = self._score(f"score_{skip}", feature)
-        up = self._upsample(SKIP_UPSCORE[skip], m, 2)
-        if self.geometry == "caffe":
-            return Map(up.x + _crop(score.x, SKIP_OFFSET[skip], up.x.shape[1:3]), up.extent)
-        return Map(_crop(up.x, 0, score.x.shape[1:3]) + score.x, score.extent).masked()
-
-    def _upsample(self, name: str, m: Map, stride: int) -> Map:
-        """(n + 1) s in `caffe` geometry; in `same` the s n in the middle."""
-        if self.upsampling == "learned":
-            x = upsample.LearnedUpsample(stride, name=name)(m.x)
+    def _upsample(self, name: str, m: Map, size: int) -> Map:
+        if self.spec.upsampling == "learned":
+            x = upsample.LearnedUpsample(size, name=name)(m.x)
         else:
-            x = upsample.fixed_bilinear(m.x, stride)
-        if self.geometry == "caffe":
-            return m.resized(x, lambda n: (n + 1) * stride)
-        x = _crop(x, stride // 2, (m.x.shape[1] * stride, m.x.shape[2] * stride))
-        return m.resized(x, lambda n: n * stride)
+            x = upsample.fixed_bilinear(m.x, size)
+        return Map(x, None if m.extent is None else upsample.upsampled(m.extent, size), m.grid.upsampled(size))
 
 
-def _crop(x: jax.Array, offset: int, size: tuple[int, ...]) -> jax.Array:
-    """x [B, H, W, C] from `offset` on, of the given height and width."""
-    return x[:, offset : offset + size[0], offset : offset + size[1]]
+def init(spec: ModelSpec, key: jax.Array) -> Any:
+    """Fresh parameters {layer: {name: float32 array}}; they do not depend on the size of any image."""
+    image = jnp.zeros((1, 32, 32, len(spec.mean)), jnp.uint8)
+    return FCN(spec).init(key, image)["params"]
+
+
+def abstract_params(spec: ModelSpec) -> Any:
+    """The same tree of jax.ShapeDtypeStruct, without computing anything."""
+    return jax.eval_shape(lambda: init(spec, jax.random.key(0)))

@@ -1,10 +1,11 @@
-"""What encoders are made of: feature maps that know each image's extent, convolutions, pooling, preprocessing.
+"""What networks are made of: layers that take a Map and give a Map.
 
-Exactness in a padded batch of images of different sizes: whatever lies outside an image's own extent is set to zero
-after every layer that could have filled it, so that each image sees the same zeros as alone. Ceil pooling of
-non-negative values with zeros beyond the edge equals pooling without them.
+Exactness in a padded batch of images of different sizes: every layer sets to zero what lies outside each image's own
+extent, so that each image sees the same zeros as alone. Pooling of non-negative values with zeros beyond the edge
+equals pooling without them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,25 +13,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fcn_jax.models.convolution import convolve, max_pool
-
-# BGR mean of PASCAL VOC's training images, as in the release's data layers.
-MEAN_BGR = (104.00699, 116.66877, 122.67892)
+from fcn_jax.models import convolution
+from fcn_jax.models.grid import Grid
 
 
 class Map(NamedTuple):
-    """A feature map and how much of it belongs to each image; `extent` None means all of it."""
+    """A feature map, how much of it belongs to each image, and where its cells lie; `extent` None means all of it."""
 
-    x: jax.Array  # [B, H, W, C]
+    x: Any  # [B, H, W, C]; in the exporter to ONNX the name of such a value
     extent: jax.Array | None  # int32 [B, 2], height and width
+    grid: Grid = Grid()
 
-    def resized(self, x: jax.Array, change: Callable[[Any], Any]) -> "Map":
-        """Another map whose extents are `change` of these."""
-        return Map(x, None if self.extent is None else change(self.extent))
-
-    def grown(self, x: jax.Array, by: int) -> "Map":
-        """Another map whose extents are larger by a number of pixels."""
-        return self.resized(x, lambda n: n + by)
+    def with_cells(self, x: Any) -> "Map":
+        """Other values at the same places, such that zeros are still zeros."""
+        return self._replace(x=x)
 
     def masked(self) -> "Map":
         """The same map with zeros outside each image's extent."""
@@ -39,7 +35,20 @@ class Map(NamedTuple):
         rows, columns = (jnp.arange(n, dtype=self.extent.dtype)[None] for n in self.x.shape[1:3])
         rows, columns = rows < self.extent[:, :1], columns < self.extent[:, 1:]
         inside = rows[:, :, None, None] & columns[:, None, :, None]
-        return Map(jnp.where(inside, self.x, jnp.zeros((), self.x.dtype)), self.extent)
+        return self._replace(x=jnp.where(inside, self.x, jnp.zeros((), self.x.dtype)))
+
+    def cropped(self, grid: Grid, size: tuple[int, ...]) -> jax.Array:
+        """The cells [B, *size, C] of `grid`, whose first one is a cell of this map."""
+        start = self.grid.offset(grid)
+        x: jax.Array = self.x[:, start : start + size[0], start : start + size[1]]
+        return x
+
+
+def add(a: Map, b: Map) -> Map:
+    """The sum of two maps of one stride; the one that begins first is cropped to the other."""
+    larger, smaller = (a, b) if a.grid.start <= b.grid.start else (b, a)
+    x = larger.cropped(smaller.grid, smaller.x.shape[1:3]) + smaller.x
+    return smaller.with_cells(x).masked()
 
 
 def preprocess(image: jax.Array, mean: tuple[float, ...], dtype: Any) -> jax.Array:
@@ -59,20 +68,84 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def conv(x: jax.Array, name: str, features: int, size: int, padding: int, dtype: Any, zero: bool = False) -> jax.Array:
-    """The layer `name`: a size x size convolution with bias, float32 parameters, computed in `dtype`."""
-    layer = nn.Conv(
-        features,
-        (size, size),
-        padding=padding,
-        dtype=dtype,
-        conv_general_dilated=lambda x, kernel, *_, **__: convolve(x, kernel, padding),
-        kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
-        name=name,
-    )
-    return layer(x)
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """Makes the layers of a network, inside its compact method.
+
+    Attributes:
+      caffe: Caffe's sizes: convolutions pad both sides alike, windows of poolings may end beyond the edge. Else n cells
+        become ceil(n / stride), and what is padded after them follows from that.
+      dtype: what is computed in; parameters are float32.
+      dropout: rate, without effect unless `train`.
+    """
+
+    caffe: bool
+    dtype: Any
+    dropout: float = 0.0
+    train: bool = False
+
+    def conv(
+        self,
+        m: Map,
+        name: str,
+        features: int,
+        size: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        zero: bool = False,
+    ) -> Map:
+        """A size x size convolution with bias; `padding` is before the first cell. Starts at zero, or as by He."""
+
+        def sized(n: Any) -> Any:
+            return (n + 2 * padding - size) // stride + 1 if self.caffe else -(-n // stride)
+
+        pads = ((padding, padding if self.caffe else size - 1 - padding),) * 2
+        layer = nn.Conv(
+            features,
+            (size, size),
+            strides=(stride, stride),
+            padding=pads,
+            feature_group_count=groups,
+            dtype=self.dtype,
+            conv_general_dilated=lambda x, kernel, *_, **__: convolution.convolve(x, kernel, pads, stride, groups),
+            kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
+            name=name,
+        )
+        return _resized(m, layer(m.x), sized, m.grid.windows(size, stride, padding)).masked()
+
+    def relu(self, m: Map) -> Map:
+        """max(x, 0)."""
+        return m.with_cells(convolution.relu(m.x))
+
+    def max_pool(self, m: Map, name: str, size: int, padding: int = 0) -> Map:
+        """Windows of size x size at stride 2, the first of them from -padding on; beyond the edge is nothing.
+
+        Of values that are not negative, or that are rectified after it.
+        """
+
+        def sized(n: Any) -> Any:
+            return -(-(n - size) // 2) + 1 if self.caffe else -(-n // 2)
+
+        pads = ((padding, 1 if self.caffe else size - 1 - padding),) * 2
+        with jax.named_scope(name):
+            x = convolution.max_pool(m.x) if size == 2 else nn.max_pool(m.x, (size, size), (2, 2), pads)
+        return _resized(m, x, sized, m.grid.windows(size, 2, padding))
+
+    def local_response_norm(self, m: Map, name: str) -> Map:
+        """x / (1 + 1e-4 / 5 * sum of x^2 over the 5 channels around)^0.75: Caffe's LRN, with CaffeNet's constants."""
+        with jax.named_scope(name):
+            squares = jnp.pad(jnp.square(m.x.astype(at_least_float32(self.dtype))), ((0, 0),) * 3 + ((2, 2),))
+            channels = m.x.shape[-1]
+            total = sum(squares[..., i : i + channels] for i in range(5))
+            return m.with_cells(m.x * ((1 + 2e-5 * total) ** -0.75).astype(m.x.dtype))
+
+    def drop(self, m: Map) -> Map:
+        """Dropout of single values, as Caffe's."""
+        return m.with_cells(nn.Dropout(self.dropout, deterministic=not self.train)(m.x))
 
 
-def ceil_pool(m: Map) -> Map:
-    """2x2 max pooling, stride 2, in Caffe's ceil mode: n -> ceil(n / 2)."""
-    return m.resized(max_pool(m.x), lambda n: (n + 1) // 2)
+def _resized(m: Map, x: jax.Array, sized: Callable[[Any], Any], grid: Grid) -> Map:
+    """The map that a layer makes of m, with the sizes that it makes of m's."""
+    return Map(x, None if m.extent is None else sized(m.extent), grid)

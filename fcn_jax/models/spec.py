@@ -1,24 +1,48 @@
-"""model.json: all that evaluation, prediction and export must know to build a network around its parameters."""
+"""What a network is, as data: the choices, what they mean, and model.json, which carries them.
+
+Evaluation, prediction and export need nothing else to build a network around its parameters.
+"""
 
 import dataclasses
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from fcn_jax import json_file
-from fcn_jax.models import fcn
-from fcn_jax.models.layers import MEAN_BGR
 
 FORMAT_VERSION = 1
-_CHOICES = {
-    "network": tuple(fcn.SKIPS),
-    "backbone": tuple(fcn.BACKBONES),
-    "geometry": fcn.GEOMETRIES,
-    "upsampling": fcn.UPSAMPLINGS,
+# BGR mean of PASCAL VOC's training images, as in the release's data layers.
+MEAN_BGR = (104.00699, 116.66877, 122.67892)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """What an encoder is to the rest.
+
+    Attributes:
+      first: the layer that sees the image.
+      skips: its maps of stride 16 and 8, which FCN-16s and FCN-8s score too; the last one, fc7, has stride 32.
+      odd_kernels: cells lie at whole pixels, so that bilinear kernels of 2s - 1 and not of 2s make whole crops.
+    """
+
+    first: str
+    skips: tuple[str, ...]
+    odd_kernels: bool = False
+
+
+BACKBONES = {"vgg16": Backbone("conv1_1", ("pool4", "pool3"))}
+NETWORKS = {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2}  # and how many skips they fuse, from the deepest on
+GEOMETRIES = ("caffe", "same")
+UPSAMPLINGS = ("fixed", "learned")
+# voc-fcn8s-atonce scales the skips down before they are scored, so that they start small.
+AT_ONCE_SCALES = (0.01, 0.0001)
+
+CHOICES = {
+    "network": tuple(NETWORKS),
+    "backbone": tuple(BACKBONES),
+    "geometry": GEOMETRIES,
+    "upsampling": UPSAMPLINGS,
 }
 
 
@@ -52,7 +76,18 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """The attributes of fcn.FCN that shape its parameters or its output, and what its classes are called."""
+    """All that shapes the parameters of a network or its output, and what its classes are called.
+
+    Attributes:
+      network: fcn32s, fcn16s or fcn8s.
+      backbone: a key of BACKBONES.
+      geometry: `caffe` or `same`.
+      at_once: scale the skips as the at-once network does.
+      upsampling: `fixed` (bilinear, no parameters) or `learned` (dense kernels that start bilinear).
+      width, fc_width: channels of the first layer and of fc6 and fc7; 64 and 4096 are VGG16.
+      class_names, palette: name and colour (RGB 0..255) of each class.
+      mean: (B, G, R), subtracted from the image; each further value is the mean of a further channel.
+    """
 
     network: str
     backbone: str
@@ -62,38 +97,26 @@ class ModelSpec:
     width: int
     fc_width: int
     class_names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]  # RGB 0..255, one per class
-    mean: tuple[float, ...] = MEAN_BGR  # (B, G, R); a fourth value adds a fourth input channel
-
-    def build(self, *, dropout: float = 0.0, dtype: str = "float32") -> fcn.FCN:
-        """The Flax module."""
-        return fcn.FCN(
-            num_classes=len(self.class_names),
-            network=self.network,
-            backbone=self.backbone,
-            geometry=self.geometry,
-            at_once=self.at_once,
-            upsampling=self.upsampling,
-            mean=self.mean,
-            width=self.width,
-            fc_width=self.fc_width,
-            dropout=dropout,
-            dtype=jnp.dtype(dtype),
-        )
+    palette: tuple[tuple[int, int, int], ...]
+    mean: tuple[float, ...] = MEAN_BGR
 
     @property
-    def upsampling_layers(self) -> tuple[str, ...]:
-        """Names of the upsampling layers; they have parameters where `upsampling` is learned."""
-        return (*(fcn.SKIP_UPSCORE[skip] for skip in fcn.SKIPS[self.network]), fcn.FINAL_NAME[self.network])
+    def skips(self) -> tuple[str, ...]:
+        """The maps that are scored beside the last one, from the deepest on."""
+        return BACKBONES[self.backbone].skips[: NETWORKS[self.network]]
 
-    def init(self, key: jax.Array) -> Any:
-        """Fresh parameters {layer: {name: float32 array}}; they do not depend on the size of any image."""
-        image = jnp.zeros((1, 32, 32, len(self.mean)), jnp.uint8)
-        return self.build().init(key, image)["params"]
+    def scale(self, skip: str) -> float:
+        """What a skip is multiplied by before it is scored."""
+        return AT_ONCE_SCALES[self.skips.index(skip)] if self.at_once else 1.0
 
-    def abstract_params(self) -> Any:
-        """The same tree of jax.ShapeDtypeStruct, without computing anything."""
-        return jax.eval_shape(lambda: self.init(jax.random.key(0)))
+    @property
+    def upsampling_kernels(self) -> dict[str, int]:
+        """{layer: size of its kernel} in order: by 2 to each skip, and the rest; parameters where they are learned."""
+        skips, odd = self.skips, BACKBONES[self.backbone].odd_kernels
+        stride = 32 >> len(skips)
+        names = ("upscore2", *(f"upscore_{skip}" for skip in skips))[: len(skips)]
+        last = f"upscore{stride}" if skips else "upscore"
+        return {**dict.fromkeys(names, 4 - odd), last: 2 * stride - odd}
 
     def to_json(self) -> dict[str, Any]:
         """What model.json holds."""
@@ -111,7 +134,7 @@ class ModelSpec:
         data.setdefault("mean", MEAN_BGR)  # model.json did not always have it
         if data.keys() != fields:
             raise ValueError(f"{where}: keys {reprlib.repr(sorted(data.keys() ^ fields))} are missing or unknown")
-        for key, choices in _CHOICES.items():
+        for key, choices in CHOICES.items():
             if data[key] not in choices:
                 found = reprlib.repr(data[key])
                 raise ValueError(f"{where}: {key} {found} is unknown, choose from {', '.join(choices)}")
@@ -130,6 +153,18 @@ class ModelSpec:
         """'width: 8 is not 16' for each attribute that differs."""
         pairs = zip(dataclasses.asdict(self).items(), dataclasses.asdict(other).values(), strict=True)
         return [f"{key}: {mine!r} is not {theirs!r}" for (key, mine), theirs in pairs if mine != theirs]
+
+
+# What of it a config chooses; the network is the stage's, the classes are the dataset's.
+ARCHITECTURE = ("backbone", "geometry", "at_once", "upsampling", "width", "fc_width")
+
+
+def configured(
+    network: str, model: Mapping[str, Any], class_names: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> ModelSpec:
+    """The spec of a stage's network, with ARCHITECTURE of `model`, which may hold other keys too."""
+    chosen = {key: model[key] for key in ARCHITECTURE}
+    return ModelSpec(network, **chosen, class_names=tuple(class_names), palette=tuple(palette))
 
 
 def read(path: Any) -> ModelSpec:

@@ -1,5 +1,6 @@
 """Pretrained weights as a checkpoint of their own: parameters and model.json, which every command accepts."""
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -10,13 +11,12 @@ import numpy as np
 
 from fcn_jax import checkpoint
 from fcn_jax.models import fcn, upsample
-from fcn_jax.models.layers import MEAN_BGR
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import MEAN_BGR, NETWORKS, ModelSpec
 from fcn_jax.weights import merge
 from fcn_jax.weights.common import Arrays, Weights
 
 # The networks by the release's names: (network, at_once).
-MODELS = {**{name: (name, False) for name in fcn.SKIPS}, "fcn8s_atonce": ("fcn8s", True)}
+MODELS = {**{name: (name, False) for name in NETWORKS}, "fcn8s_atonce": ("fcn8s", True)}
 
 
 def spec_for(
@@ -73,9 +73,8 @@ def fit(weights: Weights, spec: ModelSpec, *, allow: Sequence[str] = ()) -> Any:
     Args:
       allow: globs of layers that may be missing, which then start random (seed 0), or left over.
     """
-    params, _ = merge.merge(
-        spec, weights, initial=lambda: jax.jit(spec.init)(jax.random.key(0)), allow=allow, flags=("--allow", "--allow")
-    )
+    initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(0))
+    params, _ = merge.merge(spec, weights, initial=initial, allow=allow, flags=("--allow", "--allow"))
     return params
 
 

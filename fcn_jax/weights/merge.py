@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from fcn_jax.models import upsample
+from fcn_jax.models import fcn, upsample
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.weights import surgery
 from fcn_jax.weights.common import Convention, Weights
@@ -71,7 +71,7 @@ def merge(
       ValueError: a layer would start random, an array has no place in the network or another shape there, or a glob
         matches nothing.
     """
-    flat = traverse_util.flatten_dict(spec.abstract_params(), sep="/")
+    flat = traverse_util.flatten_dict(fcn.abstract_params(spec), sep="/")
     _check_globs(random, list(flat), flags[0])
     _check_globs(allow, [*flat, *weights.arrays], flags[0])
     usable = {
@@ -153,7 +153,7 @@ def _initialised(name: str) -> str:
 def _start(name: str, abstract: Any) -> np.ndarray:
     """The array that a missing layer starts with, if it is not a random one."""
     if _initialised(name) == "bilinear":
-        return upsample.bilinear_kernel(abstract.shape[0] // 2, abstract.shape[-1])
+        return upsample.bilinear_kernel(abstract.shape[0], abstract.shape[-1])
     return np.zeros(abstract.shape, np.float32)
 
 
@@ -176,7 +176,7 @@ def _why_left_over(name: str, array: np.ndarray, spec: ModelSpec) -> str:
         return "the at-once scale, which needs no parameter"
     if not layer.startswith("upscore"):
         return ""
-    if layer not in spec.upsampling_layers:
+    if layer not in spec.upsampling_kernels:
         return "of another network"
     return "bilinear, as the network computes it" if upsample.is_bilinear(array) else ""
 

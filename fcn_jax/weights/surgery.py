@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fcn_jax.models import fcn, upsample
+from fcn_jax.models import upsample
+from fcn_jax.models.spec import AT_ONCE_SCALES, BACKBONES
 from fcn_jax.weights.common import Arrays, Weights
 
 # The at-once release's Scale layers, whose constants never learn.
-SCALES = {f"scale_{pool}": scale for pool, scale in fcn.AT_ONCE_SCALE.items()}
+_POOLS = dict(zip(BACKBONES["vgg16"].skips, AT_ONCE_SCALES, strict=True))
+SCALES = {f"scale_{pool}": scale for pool, scale in _POOLS.items()}
 
 
 def match_scales(weights: Weights, at_once: bool) -> Weights:
@@ -21,7 +23,7 @@ def match_scales(weights: Weights, at_once: bool) -> Weights:
       ValueError: a Scale layer does not hold the release's constant.
     """
     arrays, notes = dict(weights.arrays), dict(weights.notes)
-    for pool, scale in fcn.AT_ONCE_SCALE.items():
+    for pool, scale in _POOLS.items():
         found = arrays.pop(f"scale_{pool}/scale", None)
         if found is not None and not np.allclose(found, scale, rtol=1e-5):
             raise ValueError(f"scale_{pool} holds values from {found.min():g} to {found.max():g}, wanted {scale}")
@@ -57,7 +59,7 @@ def expand_score(weights: Weights, classes: Sequence[int | None]) -> Weights:
             arrays[name] = np.zeros((*array.shape[:-1], len(classes)), np.float32)
             arrays[name][..., new] = array[..., kept]
         elif name.startswith("upscore"):
-            arrays[name] = upsample.bilinear_kernel(len(array) // 2, len(classes))
+            arrays[name] = upsample.bilinear_kernel(len(array), len(classes))
             arrays[name][:, :, np.array(new, int)[:, None], new] = array[:, :, np.array(kept, int)[:, None], kept]
         else:
             continue
