@@ -44,6 +44,7 @@ def update(config, network):
         bias_multiplier=config.optim.bias_multiplier,
         clip_norm=config.optim.clip_norm,
         frozen=frozen,
+        own_bias=config_lib.words(config.optim.own_bias),
     )
     step = functools.partial(
         train_state.train_step,

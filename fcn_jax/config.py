@@ -108,8 +108,9 @@ def default() -> ConfigDict:
     c.optim.schedule = "poly"  # constant, poly (power 0.9) or cosine, over each stage
     c.optim.warmup_steps = 0  # of linear warm-up at the start of each stage
     c.optim.momentum = 0.9  # of sgd; beta1 of adamw
-    c.optim.weight_decay = 1e-4  # of kernels; biases have none
+    c.optim.weight_decay = 1e-4  # of kernels; biases of optim.own_bias have none
     c.optim.bias_multiplier = 1.0  # learning rate of biases relative to kernels; 2 in the paper
+    c.optim.own_bias = "*"  # globs of layers whose biases have that rate and no decay; others are treated as kernels
     c.optim.clip_norm = 0.0  # largest global norm of the gradient; 0: no limit
     c.optim.ema = 0.0  # decay of an average of the parameters, which is evaluated and kept; 0.999 say; 0: none
     c.optim.frozen = ""  # globs of layers that stay as they start, such as conv1_*,conv2_*
@@ -208,6 +209,10 @@ def validate(config: ConfigDict) -> None:
         if (low is not None and flat[key] < low) or (high is not None and flat[key] > high):
             limit = f">= {low}" if high is None else f"from {low} to {high}"
             raise ValueError(f"config.{key}={flat[key]!r}: it must be {limit}")
+    for network in networks:
+        reason = spec.misfit(network, config.model.backbone, config.model.width)
+        if reason:
+            raise ValueError(f"config.model.backbone={config.model.backbone!r}: {reason}")
     if config.optim.warmup_steps and config.optim.warmup_steps >= min(config.steps):
         raise ValueError(
             f"config.optim.warmup_steps={config.optim.warmup_steps}: each stage warms up, so it must be below the"

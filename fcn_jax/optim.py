@@ -28,8 +28,12 @@ def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int
     return optax.join_schedules([rise, main], [warmup_steps])
 
 
-def parameter_groups(params: Any, frozen: Sequence[str]) -> Any:
+def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str] = ("*",)) -> Any:
     """The group of every parameter, in the structure of `params`: 'kernel', 'bias' or 'frozen'.
+
+    Args:
+      frozen: globs of layers that are not trained.
+      own_bias: globs of layers whose biases are of the group 'bias'; those of others are treated as their kernels.
 
     Raises:
       ValueError: a parameter belongs to no group.
@@ -43,7 +47,8 @@ def parameter_groups(params: Any, frozen: Sequence[str]) -> Any:
             raise ValueError(
                 f"parameter {layer}/{name} belongs to no optimizer group: kernel, bias and frozen are known"
             )
-        return name
+        own = any(fnmatch.fnmatchcase(layer, glob) for glob in own_bias)
+        return name if own else "kernel"
 
     return jax.tree_util.tree_map_with_path(group, params)
 
@@ -58,8 +63,12 @@ def make_optimizer(
     bias_multiplier: float,
     clip_norm: float,
     frozen: Sequence[str],
+    own_bias: Sequence[str] = ("*",),
 ) -> optax.GradientTransformation:
-    """SGD in Caffe's form (v = m v + lr (g + wd w), w -= v) or AdamW; biases have their own rate and no decay."""
+    """SGD in Caffe's form (v = m v + lr (g + wd w), w -= v) or AdamW.
+
+    Biases of the layers `own_bias` have their own rate and no decay.
+    """
 
     def rule(multiplier: float, decay: float) -> optax.GradientTransformation:
         def rate(step: Any) -> Any:
@@ -73,5 +82,5 @@ def make_optimizer(
         return optax.adamw(rate, b1=momentum, weight_decay=decay)
 
     groups = {"kernel": rule(1.0, weight_decay), "bias": rule(bias_multiplier, 0.0), "frozen": optax.set_to_zero()}
-    update = optax.multi_transform(groups, parameter_groups(params, frozen))
+    update = optax.multi_transform(groups, parameter_groups(params, frozen, own_bias))
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update

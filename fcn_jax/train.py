@@ -139,7 +139,7 @@ def _train_in(
 def _run_stages(run: Run, step: int) -> None:
     """The stages from `step` on, each from the parameters of the one before."""
     stages = config_lib.stages(run.config)
-    _check_frozen(run, stages)
+    _check_globs(run, stages)
     if step:
         made_by = next(stage for stage in stages if step <= stage.end)
         _check_same_network(run.checkpoints.spec(step), run.spec(made_by.network), run.workdir)
@@ -171,6 +171,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
         bias_multiplier=config.optim.bias_multiplier,
         clip_norm=config.optim.clip_norm,
         frozen=config_lib.words(config.optim.frozen),
+        own_bias=config_lib.words(config.optim.own_bias),
     )
     create = functools.partial(
         train_state.create_train_state, optimizer=optimizer, step=stage.start, averaged=config.optim.ema > 0
@@ -397,14 +398,16 @@ def _check_same_network(found: ModelSpec, wanted: ModelSpec, workdir: pathlib.Pa
         )
 
 
-def _check_frozen(run: Run, stages: list[config_lib.Stage]) -> None:
-    """Raises ValueError for a glob of optim.frozen that matches no layer of any stage."""
+def _check_globs(run: Run, stages: list[config_lib.Stage]) -> None:
+    """Raises ValueError for a glob of optim.frozen or optim.own_bias that matches no layer of any stage."""
     layers = sorted({layer for stage in stages for layer in fcn.abstract_params(run.spec(stage.network))})
-    for glob in config_lib.words(run.config.optim.frozen):
-        if not fnmatch.filter(layers, glob):
-            raise ValueError(
-                f"config.optim.frozen has {glob!r}, which matches no layer: choose from {', '.join(layers)}"
-            )
+    optim_config = run.config.optim
+    for key, globs in (("frozen", optim_config.frozen), ("own_bias", optim_config.own_bias)):
+        for glob in config_lib.words(globs):
+            if not fnmatch.filter(layers, glob):
+                raise ValueError(
+                    f"config.optim.{key} has {glob!r}, which matches no layer: choose from {', '.join(layers)}"
+                )
 
 
 def _check_same_config(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -224,6 +224,137 @@ def fcn_same(params: Params, image: Array, *, network: str, at_once: bool = Fals
     return x
 
 
+# AlexNet: voc-fcn-alexnet/net.py, with torchvision's as a variant without groups and normalisation
+
+
+def windows(extent: int, size: int, stride: int, first: int, count: int) -> list[range]:
+    """The rows or columns inside of 0 .. extent - 1 that each of `count` windows covers, the first from `first` on."""
+    starts = [first + stride * i for i in range(count)]
+    inside = [(min(max(start, 0), extent), min(max(start + size, 0), extent)) for start in starts]
+    return [range(*ends) for ends in inside]
+
+
+def strided(x: Array, layer: Mapping[str, Any], stride: int, first: int, counts: tuple[int, int]) -> FloatArray:
+    """A convolution with as many groups as its kernel [k, k, I / groups, O] tells, output by output.
+
+    Output (i, j) sees rows stride * i + first .. + k - 1 and columns likewise; beyond the border are zeros.
+    """
+    kernel, bias = np.asarray(layer["kernel"], np.float64), np.asarray(layer["bias"], np.float64)
+    size, _, inputs, outputs = kernel.shape
+    groups = x.shape[2] // inputs
+    out = np.zeros((*counts, outputs))
+    rows, columns = (windows(n, size, stride, first, m) for n, m in zip(x.shape[:2], counts, strict=True))
+    for i, down in enumerate(rows):
+        for j, across in enumerate(columns):
+            top, left = first + stride * i, first + stride * j
+            seen = x[down.start : down.stop, across.start : across.stop]
+            taps = kernel[down.start - top : down.stop - top, across.start - left : across.stop - left]
+            for g in range(groups):
+                of_x, of_y = (
+                    slice(g * inputs, (g + 1) * inputs),
+                    slice(g * outputs // groups, (g + 1) * outputs // groups),
+                )
+                out[i, j, of_y] = np.tensordot(seen[..., of_x], taps[..., of_y], 3)
+    return out + bias
+
+
+def pool3(x: Array, counts: tuple[int, int], stride: int = 2, first: int = 0) -> FloatArray:
+    """3x3 max pooling, window by window, clipped at the border."""
+    rows, columns = (windows(n, 3, stride, first, m) for n, m in zip(x.shape[:2], counts, strict=True))
+    out = [[x[r.start : r.stop, c.start : c.stop].max((0, 1)) for c in columns] for r in rows]
+    return np.array(out, np.float64)
+
+
+def normalised(x: Array) -> FloatArray:
+    """Caffe's LRN across channels: local_size 5, alpha 1e-4, beta 0.75, k 1."""
+    out = np.zeros(x.shape)
+    for c in range(x.shape[2]):
+        out[..., c] = x[..., c] / (1 + 1e-4 / 5 * (x[..., max(c - 2, 0) : c + 3] ** 2).sum(-1)) ** 0.75
+    return out
+
+
+def alexnet(params: Params, image: Array, *, geometry: str, caffenet: bool = True) -> FloatArray:
+    """Logits of FCN-AlexNet: uint8 RGB [H, W, 3] -> float64 [H, W, C].
+
+    In `caffe` geometry sizes are Caffe's: floor for convolutions, ceil for poolings. In `same` n cells become
+    ceil(n / stride), conv1 looks 2 pixels and fc6 3 cells back. The kernel of 63 is cropped at 18, in `same` at 16:
+    cell 0 lies at pixel 15, and the middle of the kernel at 31.
+    """
+    caffe = geometry == "caffe"
+
+    def sized(n: int, size: int, stride: int, back: int) -> int:
+        return (n + 2 * back - size) // stride + 1 if caffe else -(-n // stride)
+
+    def conv(x: Array, name: str, stride: int = 1, back: int = 0) -> FloatArray:
+        size = len(params[name]["kernel"])
+        counts = sized(x.shape[0], size, stride, back), sized(x.shape[1], size, stride, back)
+        return strided(x, params[name], stride, -back, counts)
+
+    def pool(x: Array) -> FloatArray:
+        counts = tuple(-((3 - n) // 2) + 1 if caffe else -(-n // 2) for n in x.shape[:2])
+        return pool3(x, (counts[0], counts[1]))
+
+    norm = normalised if caffenet else np.asarray
+    x = pool(relu(conv(preprocess(image), "conv1", 4, 100 if caffe else 2)))
+    x = pool(relu(conv(norm(x), "conv2", 1, 2)))
+    x = relu(conv(norm(x), "conv3", 1, 1))
+    x = relu(conv(x, "conv4", 1, 1))
+    x = pool(relu(conv(x, "conv5", 1, 1)))
+    x = relu(conv(x, "fc6", 1, 0 if caffe else 3))
+    x = conv(relu(conv(x, "fc7")), "score_fr")
+    learned = params.get("upscore", {}).get("kernel")
+    kernel = diagonal_bilinear_kernel(63, x.shape[2]) if learned is None else np.asarray(learned, np.float64)
+    return crop(upsample(x, kernel, 32), 18 if caffe else 16, image.shape[0], image.shape[1])
+
+
+# GoogLeNet: bvlc_googlenet/deploy.prototxt up to inception_5b
+
+
+def googlenet(params: Params, image: Array, *, geometry: str, network: str) -> FloatArray:
+    """Logits of an FCN on GoogLeNet: uint8 RGB [H, W, 3] -> float64 [H, W, C], with bilinear upsampling.
+
+    `caffe`: conv1 pads 100, floor for convolutions and ceil for poolings. `same`: ceil(n / stride), conv1 looks 3 back,
+    pool2 and pool3 look 1 back. The centre of cell i of a map is at pixel stride * i + start.
+    """
+    caffe = geometry == "caffe"
+
+    def conv(x: Array, name: str, stride: int = 1, back: int = 0) -> FloatArray:
+        size = len(params[name]["kernel"])
+        counts = [(n + 2 * back - size) // stride + 1 if caffe else -(-n // stride) for n in x.shape[:2]]
+        return relu(strided(x, params[name], stride, -back, (counts[0], counts[1])))
+
+    def halved(x: Array, back: int) -> FloatArray:
+        counts = [-((3 - n) // 2) + 1 if caffe else -(-n // 2) for n in x.shape[:2]]
+        return pool3(x, (counts[0], counts[1]), first=-back)
+
+    def inception(x: Array, block: str) -> FloatArray:
+        name = f"inception_{block}_"
+        pooled = pool3(x, (x.shape[0], x.shape[1]), stride=1, first=-1)
+        three, five = conv(x, name + "3x3_reduce"), conv(x, name + "5x5_reduce")
+        branches = conv(x, name + "1x1"), conv(three, name + "3x3", 1, 1), conv(five, name + "5x5", 1, 2)
+        return np.concatenate([*branches, conv(pooled, name + "pool_proj")], -1)
+
+    x = normalised(halved(conv(preprocess(image), "conv1_7x7_s2", 2, 100 if caffe else 3), 0))
+    x = normalised(conv(conv(x, "conv2_3x3_reduce"), "conv2_3x3", 1, 1))
+    back = 0 if caffe else 1
+    eight = inception(inception(halved(x, back), "3a"), "3b")
+    sixteen = halved(eight, back)
+    for block in ("4a", "4b", "4c", "4d", "4e"):
+        sixteen = inception(sixteen, block)
+    x = convolve(inception(inception(halved(sixteen, 0), "5a"), "5b"), params["score_fr"])
+    start = -67 if caffe else 18
+    skips = {"inception_4e": (sixteen, -83 if caffe else 2), "inception_3b": (eight, -91 if caffe else 2)}
+    stride = 32
+    for skip in list(skips)[: {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2}[network]]:
+        found, begins = skips[skip]
+        x, stride, start = upsample(x, diagonal_bilinear_kernel(3, x.shape[2]), 2), stride // 2, start - stride // 2
+        scored = convolve(found, params["score_" + skip])
+        x = crop(x, (begins - start) // stride, scored.shape[0], scored.shape[1]) + scored
+        start = begins
+    x = upsample(x, diagonal_bilinear_kernel(2 * stride - 1, x.shape[2]), stride)
+    return crop(x, stride - 1 - start, image.shape[0], image.shape[1])
+
+
 # Loss and metrics
 
 

@@ -76,3 +76,25 @@ def test_there_is_one_mean():
     from fcn_jax.weights import common
 
     assert common.OURS.mean == spec.MEAN_BGR
+
+
+@pytest.mark.parametrize("name", ["spec", "grid"])
+def test_what_a_network_is_is_plain_data(name):
+    """The config reads it before JAX is there."""
+    found = {module.split(".")[0] for module in imports(PACKAGE / "models" / f"{name}.py")}
+    assert not found & {"jax", "flax", "numpy"}
+
+
+def test_the_exporter_to_onnx_has_every_layer():
+    from fcn_jax.export import onnx
+    from fcn_jax.models.layers import Layers
+
+    layers = {name for name, value in vars(Layers).items() if callable(value) and name[0] != "_"}
+    assert {"conv", "max_pool", "concatenate"} <= layers
+    assert layers <= vars(onnx._Layers).keys()
+
+
+def test_every_backbone_has_an_encoder():
+    from fcn_jax.models import fcn, spec
+
+    assert fcn.ENCODERS.keys() == spec.BACKBONES.keys()

@@ -68,6 +68,8 @@ def changed(**values):
         ({"data__crop_size": (64, 64), "data__scale": (0.0, 1.0)}, r"config\.data\.scale=\(0\.0, 1\.0\)"),
         ({"data__crop_size": (64, 64), "data__scale": (1.0,)}, r"config\.data\.scale=\(1\.0,\)"),
         ({"data__scale": (0.5, 2.0)}, r"config\.data\.scale resizes.*config\.data\.crop_size"),
+        ({"model__backbone": "alexnet"}, r"config\.model\.backbone='alexnet': network 'fcn8s' .* choose from fcn32s"),
+        ({"model__backbone": "alexnet", "network": "fcn32s", "model__width": 95}, "width 95 must be a multiple of 2"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

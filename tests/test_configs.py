@@ -15,7 +15,8 @@ from fcn_jax.data.builders import voc_segmentation
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))] + [("fcn8s", "demo")]
+VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))]
+VARIANTS += [("fcn8s", "demo"), ("fcn_alexnet", "torchvision")]
 RESUMED = [("fcn8s", None), ("fcn8s", "demo")]
 
 
@@ -48,7 +49,7 @@ def tiny(c, steps, raw_dir, data_dir):
     stages = len(config_lib.words(c.network))
     c.steps = (steps,) * stages
     c.model.width, c.model.fc_width = 2, 4
-    c.init.weights, c.init.random = "", "conv*,fc*"
+    c.init.weights, c.init.random = "", "*"
     c.data.raw_dir, c.data.data_dir = raw_dir, data_dir
     c.data.batch_size = c.eval.batch_size = 4
     c.data.eval_split += "[:2]"

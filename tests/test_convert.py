@@ -150,7 +150,7 @@ def test_the_command_reports_every_array(converted):
     assert ["fc6/kernel", "7x7x16x6", "taken"] in lines
     assert ["upscore/kernel", "64x64x6x6", "taken"] in lines
     assert lines[-1] == ["33", "taken"]
-    wanted = "fcn32s, same geometry, learned upsampling, width 2, fc 6, 6 classes, input BGR minus (104.007, 116.669,"
+    wanted = "fcn32s on vgg16, same geometry, learned upsampling, width 2, fc 6, 6 classes, input BGR minus (104.007,"
     assert process.stdout.splitlines()[0].startswith(wanted)
     assert process.stdout.splitlines()[1].startswith(f"{output}: use it by --config.init.weights={output}")
     assert not list(output.parent.glob("*.part"))

@@ -156,6 +156,20 @@ def test_every_parameter_of_a_network_is_updated_once():
             np.testing.assert_array_equal(values, np.full(shapes[layer][name].shape, expected), f"{layer}/{name}")
 
 
+def test_biases_of_other_layers_are_treated_as_kernels():
+    """As in voc-fcn-alexnet, where only score_fr's bias has twice the rate and no decay."""
+    params = {**layers("conv1"), **layers("score_fr")}
+    groups = optim.parameter_groups(params, (), ("score*",))
+    assert groups == {"conv1": {"kernel": "kernel", "bias": "kernel"}, "score_fr": {"kernel": "kernel", "bias": "bias"}}
+    options = {**DEFAULTS, "weight_decay": 0.5, "bias_multiplier": 2.0, "own_bias": ("score*",)}
+    ones = jax.tree.map(jnp.ones_like, params)
+    optimizer = optim.make_optimizer(ones, **options)
+    change, _ = optimizer.update(jax.tree.map(jnp.ones_like, ones), optimizer.init(ones), ones)
+    # At a rate of 1: -(1 + 0.5 * 1), and -2 * 1.
+    assert {float(x) for x in change["conv1"]["bias"]} == {-1.5}
+    assert {float(x) for x in change["score_fr"]["bias"]} == {-2.0}
+
+
 def test_a_parameter_without_a_group_is_an_error():
     params = {**layers("fc6"), "norm6": {"scale": np.ones(3)}}
     with pytest.raises(ValueError, match="norm6/scale"):

@@ -536,3 +536,34 @@ def test_a_learned_kernel_keeps_its_orientation_and_its_channels(stride: int) ->
     np.testing.assert_array_equal(out, expected)
     kernel = torch_reference.flax_params({"upscore.weight": layer.weight})["upscore"]["kernel"]
     np.testing.assert_array_equal(quick_jit(upsample.transposed)(x[None], kernel)[0], expected)
+
+
+# AlexNet and GoogLeNet
+
+OTHERS = {
+    "alexnet": (lambda: torch_reference.FCNAlexNet(CLASSES, 12, 16), 12),
+    "googlenet": (lambda: torch_reference.FCN32sGoogLeNet(CLASSES, 8), 8),
+}
+OTHER_SIZES = (
+    *((1, 1), (2, 3), (1, 140), (150, 1), (7, 5), (15, 16), (17, 18), (31, 33), (32, 32), (33, 31)),
+    *((40, 47), (63, 64), (64, 65), (65, 63), (97, 61), (100, 96), (127, 128), (128, 129), (129, 127), (150, 140)),
+)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "upsampling"), [("alexnet", "fixed"), ("alexnet", "learned"), ("googlenet", "learned")]
+)
+def test_other_backbones_score_as_in_pytorch_at_all_sizes_in_one_batch(backbone: str, upsampling: str) -> None:
+    torch.manual_seed(0)
+    build, width = OTHERS[backbone]
+    network = build()
+    params = torch_reference.flax_params(network.state_dict(), upsampling=upsampling)
+    names, palette = tuple(map(str, range(CLASSES))), ((0, 0, 0),) * CLASSES
+    model = fcn.FCN(spec.ModelSpec("fcn32s", backbone, "caffe", False, upsampling, width, 16, names, palette))
+    batch, sizes = random_batch(OTHER_SIZES, (150, 140))
+    found = np.asarray(quick_jit(model.apply)({"params": params}, batch, sizes))
+    for size, logits in zip(OTHER_SIZES, found, strict=True):
+        with torch.no_grad():
+            expected = network(torch_reference.preprocess(random_image(*size)))[0].numpy().transpose(1, 2, 0)
+        bound = 2e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(logits[: size[0], : size[1]], expected, rtol=0, atol=bound, err_msg=str(size))

@@ -382,12 +382,12 @@ def convolution(name, shape=(1, 2, 1, 1)):
     return layer(name, "Convolution", blob(ramp(*shape)), blob(ramp(shape[0])))
 
 
-ONLY = "; only single-stream VGG16 FCNs with one score_fr are read"
+ONLY = "; only VGG16, CaffeNet, GoogLeNet and FCNs on them with one stream and one score_fr are read"
 UNFIT = {
     "nyud color-hha": (["conv1_1color", "conv1_1hha"], "it has conv1_1color, conv1_1hha" + ONLY),
     "nyud color-d": (["conv1_1_bgrd", "conv1_2"], "it has conv1_1_bgrd" + ONLY),
     "sift flow": (["conv1_1", "score_fr_sem", "score_fr_geo"], "it has score_fr_sem, score_fr_geo" + ONLY),
-    "alexnet": (["conv1", "conv2", "conv3", "conv4", "fc6"], "it has no conv1_1 but conv1, conv2, conv3" + ONLY),
+    "lenet": (["conv1", "conv2", "conv3", "ip1"], "it has no conv1_1 but conv1, conv2, conv3" + ONLY),
     "nothing": ([], "it has no conv1_1 but no weights at all" + ONLY),
     "duplicates": (["conv1_1", "fc6", "fc7", "fc6"], "several layers are called fc6; get a file as Caffe saves it"),
 }
@@ -408,7 +408,7 @@ BAD_LAYERS = {
     "segnet": (layer("conv1_1_bn", "BN", blob(ramp(2)), blob(ramp(2))), "layer 'conv1_1_bn' (BN) has weights"),
     "kind": (
         layer("bn1", "BatchNorm", blob(ramp(2)), blob(ramp(2)), blob(ramp(1))),
-        "layer 'bn1' (BatchNorm) has weights, and an FCN on VGG16 has them in Convolution, InnerProduct, Deconvolu",
+        "layer 'bn1' (BatchNorm) has weights, and an FCN has them in Convolution, InnerProduct, Deconvolution",
     ),
     "V1 kind": (
         message(2, message(4, "x"), number(5, 35), message(6, blob(ramp(1)))),

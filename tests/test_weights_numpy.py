@@ -301,7 +301,10 @@ def test_other_trees(tmp_path, tree, message):
     ("arrays", "message"),
     [
         ({"a\nb": np.ones(2)}, r"truncated or damaged \(it has a member 'a\\nb.npy'\)"),
-        ({"arr_0": np.ones(2)}, r"has arr_0; wanted a VGG16, or an FCN on it, with conv1_1/kernel or conv1_1_W"),
+        (
+            {"arr_0": np.ones(2)},
+            r"has arr_0; wanted an FCN or its encoder, with conv1_1/kernel, conv1_1_W or conv1/kernel",
+        ),
         ({"conv1_1/kernel": np.array([None])}, "conv1_1/kernel.npy holds Python objects"),
         ({"conv1_1/kernel": np.array(["a"])}, "conv1_1/kernel: an array of <U1 does not hold numbers"),
         ({"conv1_1/kernel": np.zeros(1, "f4,f4")}, "does not hold numbers"),

@@ -146,9 +146,7 @@ def test_metadata(tmp_path, metadata, message):
 
 
 def test_other_networks(tmp_path):
-    refused(
-        write(tmp_path / "w", {"stem.weight": np.zeros(2, "<f4")}), "has stem.weight; wanted a VGG16, or an FCN on it"
-    )
+    refused(write(tmp_path / "w", {"stem.weight": np.zeros(2, "<f4")}), "has stem.weight; wanted a VGG16 or AlexNet")
     refused(write(tmp_path / "w", {}), "has nothing; wanted a VGG16")
 
 

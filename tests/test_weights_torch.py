@@ -561,7 +561,7 @@ def test_other_vggs(tmp_path, numbers, listed):
 
 def test_other_networks(tmp_path):
     state = {name: np.zeros(2, "<f4") for name in ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "fc.weight")}
-    message = "has conv1.weight, bn1.weight, layer1.0.conv1.weight, ...; wanted a VGG16, or an FCN on it"
+    message = "has conv1.weight, bn1.weight, layer1.0.conv1.weight, ...; wanted a VGG16 or AlexNet, or an FCN on it"
     refused(write("zip", tmp_path / "w", state), message)
 
 

@@ -173,7 +173,7 @@ def test_features_alone(tmp_path, prefix):
     assert got.arrays.keys() == {name for name in VGG_ARRAYS if name.startswith("conv")}
     np.testing.assert_array_equal(got.arrays["conv5_3/kernel"], features["features.28.weight"].transpose(2, 3, 1, 0))
     state[f"{prefix}30.weight"] = np.ones(2, "<f4")  # then it is another network
-    refused(write("zip", tmp_path / "w", state), "wanted a VGG16, or an FCN on it")
+    refused(write("zip", tmp_path / "w", state), "wanted a VGG16 or AlexNet, or an FCN on it")
 
 
 def test_a_decoder_beside_the_encoder_is_not_dropped(tmp_path):

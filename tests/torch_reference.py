@@ -20,9 +20,8 @@ UPSCORES = ("upscore", "upscore2", "upscore_pool4", "upscore8", "upscore16")
 
 
 def bilinear(channels: int, size: int) -> torch.Tensor:
-    """Caffe's "bilinear" filler on the diagonal: [channels, channels, size, size], for an even size."""
-    stride = size // 2
-    line = 1 - (torch.arange(size, dtype=torch.float64) - (stride - 0.5)).abs() / stride
+    """Caffe's "bilinear" filler on the diagonal: [channels, channels, size, size]."""
+    line = 1 - (torch.arange(size, dtype=torch.float64) - (size - 1) / 2).abs() / ((size + 1) // 2)
     weight = torch.zeros(channels, channels, size, size)
     weight[range(channels), range(channels)] = torch.outer(line, line).float()
     return weight
@@ -127,6 +126,89 @@ class FCN8s(FCN):
         score = self.upscore_pool4(score)
         score = score + crop(self.score_pool3(pool3), 9, score)
         return crop(self.upscore8(score), 31, image)
+
+
+class FCNAlexNet(nn.Module):
+    """voc-fcn-alexnet: CaffeNet, one 32x upsampling with a kernel of 63."""
+
+    def __init__(self, classes: int = 21, width: int = 96, fc_width: int = 4096) -> None:
+        super().__init__()
+        medium = 2 * (width * 4 // 3)
+        self.conv1 = nn.Conv2d(3, width, 11, stride=4, padding=100)
+        self.conv2 = nn.Conv2d(width, medium, 5, padding=2, groups=2)
+        self.conv3 = nn.Conv2d(medium, 4 * width, 3, padding=1)
+        self.conv4 = nn.Conv2d(4 * width, 4 * width, 3, padding=1, groups=2)
+        self.conv5 = nn.Conv2d(4 * width, medium, 3, padding=1, groups=2)
+        self.fc6 = nn.Conv2d(medium, fc_width, 6)
+        self.fc7 = nn.Conv2d(fc_width, fc_width, 1)
+        self.score_fr = nn.Conv2d(fc_width, classes, 1)
+        self.upscore = nn.ConvTranspose2d(classes, classes, 63, stride=32, bias=False)
+        self.upscore.weight.data = bilinear(classes, 63)
+        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def pool3(x: torch.Tensor) -> torch.Tensor:
+            return F.max_pool2d(F.relu(x), 3, 2, ceil_mode=True)
+
+        x = self.norm(pool3(self.conv1(image)))
+        x = self.norm(pool3(self.conv2(x)))
+        x = F.relu(self.conv4(F.relu(self.conv3(x))))
+        x = pool3(self.conv5(x))
+        x = F.relu(self.fc7(F.relu(self.fc6(x))))
+        return crop(self.upscore(self.score_fr(x)), 18, image)
+
+
+class FCN32sGoogLeNet(nn.Module):
+    """bvlc_googlenet up to inception_5b with a border of 100, and one 32x upsampling with a kernel of 63."""
+
+    BLOCKS = (
+        *(("3a", 64, 96, 128, 16, 32, 32), ("3b", 128, 128, 192, 32, 96, 64)),
+        *(("4a", 192, 96, 208, 16, 48, 64), ("4b", 160, 112, 224, 24, 64, 64), ("4c", 128, 128, 256, 24, 64, 64)),
+        *(("4d", 112, 144, 288, 32, 64, 64), ("4e", 256, 160, 320, 32, 128, 128)),
+        *(("5a", 256, 160, 320, 32, 128, 128), ("5b", 384, 192, 384, 48, 128, 128)),
+    )
+
+    def __init__(self, classes: int = 21, part: int = 1) -> None:
+        """All widths are divided by `part`."""
+        super().__init__()
+        self.conv1_7x7_s2 = nn.Conv2d(3, 64 // part, 7, stride=2, padding=100)
+        self.conv2_3x3_reduce = nn.Conv2d(64 // part, 64 // part, 1)
+        self.conv2_3x3 = nn.Conv2d(64 // part, 192 // part, 3, padding=1)
+        inputs = 192 // part
+        for block, *widths in self.BLOCKS:
+            one, three_reduce, three, five_reduce, five, pool = (width // part for width in widths)
+            for name, module in (
+                ("1x1", nn.Conv2d(inputs, one, 1)),
+                ("3x3_reduce", nn.Conv2d(inputs, three_reduce, 1)),
+                ("3x3", nn.Conv2d(three_reduce, three, 3, padding=1)),
+                ("5x5_reduce", nn.Conv2d(inputs, five_reduce, 1)),
+                ("5x5", nn.Conv2d(five_reduce, five, 5, padding=2)),
+                ("pool_proj", nn.Conv2d(inputs, pool, 1)),
+            ):
+                self.add_module(f"inception_{block}_{name}", module)
+            inputs = one + three + five + pool
+        self.score_fr = nn.Conv2d(inputs, classes, 1)
+        self.upscore = nn.ConvTranspose2d(classes, classes, 63, stride=32, bias=False)
+        self.upscore.weight.data = bilinear(classes, 63)
+        self.norm = nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
+
+    def inception(self, x: torch.Tensor, block: str) -> torch.Tensor:
+        def conv(x: torch.Tensor, name: str) -> torch.Tensor:
+            return F.relu(self.get_submodule(f"inception_{block}_{name}")(x))
+
+        three, five = conv(conv(x, "3x3_reduce"), "3x3"), conv(conv(x, "5x5_reduce"), "5x5")
+        return torch.cat([conv(x, "1x1"), three, five, conv(F.max_pool2d(x, 3, 1, 1), "pool_proj")], 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def pool3(x: torch.Tensor) -> torch.Tensor:
+            return F.max_pool2d(x, 3, 2, ceil_mode=True)
+
+        x = self.norm(pool3(F.relu(self.conv1_7x7_s2(image))))
+        x = pool3(self.norm(F.relu(self.conv2_3x3(F.relu(self.conv2_3x3_reduce(x))))))
+        for block, *_ in self.BLOCKS:
+            x = self.inception(pool3(x) if block in ("4a", "5a") else x, block)
+        # The first cell lies at pixel -67, in the middle of the kernel.
+        return crop(self.upscore(self.score_fr(x)), 67 + 31, image)
 
 
 NETWORKS: dict[str, type[FCN]] = {"fcn32s": FCN32s, "fcn16s": FCN16s, "fcn8s": FCN8s}

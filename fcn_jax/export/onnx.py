@@ -6,6 +6,7 @@ Fixed upsampling is a grouped transposed convolution, a bilinear filter for each
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,11 +106,14 @@ class _Layers(Layers):
         release = str(m.x).replace("conv", "relu").replace("fc", "relu")
         return m.with_cells(self.graph.node("Relu", [m.x], release if release != m.x else f"relu_{m.x}"))
 
-    def max_pool(self, m: Map, name: str, size: int, padding: int = 0) -> Map:
-        after = 1 if self.caffe else size - 1 - padding
-        pads = [padding, padding, after, after]
-        x = self.graph.node("MaxPool", [m.x], name, kernel_shape=(size, size), strides=(2, 2), pads=pads)
-        return Map(x, None, m.grid.windows(size, 2, padding))
+    def max_pool(self, m: Map, name: str, size: int, *, stride: int = 2, padding: int = 0) -> Map:
+        after = padding + stride - 1 if self.caffe else size - 1 - padding
+        pads, strides = [padding, padding, after, after], (stride, stride)
+        x = self.graph.node("MaxPool", [m.x], name, kernel_shape=(size, size), strides=strides, pads=pads)
+        return Map(x, None, m.grid.windows(size, stride, padding))
+
+    def concatenate(self, maps: Sequence[Map], name: str) -> Map:
+        return maps[0].with_cells(self.graph.node("Concat", [m.x for m in maps], name, axis=1))
 
     def local_response_norm(self, m: Map, name: str) -> Map:
         return m.with_cells(self.graph.node("LRN", [m.x], name, size=5, alpha=1e-4, beta=0.75))
@@ -125,7 +129,7 @@ def _model(params: Any, spec: ModelSpec) -> Any:
     graph.integers("image_height_width", 1, 2)
     layers = _Layers(spec.geometry == "caffe", np.float32, graph=graph)
     maps = fcn.ENCODERS[spec.backbone](Map(_preprocess(graph), None), layers, spec.width, spec.fc_width)
-    m = layers.conv(maps["fc7"], "score_fr", len(spec.class_names), 1)
+    m = layers.conv(maps[spec.last], "score_fr", len(spec.class_names), 1)
     *between, last = spec.upsampling_kernels.items()
     for (name, size), skip in zip(between, spec.skips, strict=True):
         m = _fuse(graph, _upsample(graph, m, name, size), _scored(layers, maps[skip], skip), skip)

@@ -5,6 +5,7 @@ fc6, and the release's crops, which follow from where the cells of each map lie.
 ceil(n / stride) cells at every level. It costs about half.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,12 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax.models import upsample
-from fcn_jax.models.backbones import vgg16
+from fcn_jax.models.backbones import alexnet, googlenet, vgg16
 from fcn_jax.models.grid import Grid
 from fcn_jax.models.layers import Layers, Map, add, at_least_float32, preprocess
 from fcn_jax.models.spec import ModelSpec
 
-ENCODERS = {"vgg16": vgg16.encode}
+ENCODERS: dict[str, Callable[[Map, Layers, int, int], dict[str, Map]]] = {
+    "vgg16": vgg16.encode,
+    "alexnet": alexnet.encode,
+    "alexnet_torchvision": alexnet.encode_torchvision,
+    "googlenet": googlenet.encode,
+}
 
 
 class FCN(nn.Module):
@@ -51,7 +57,7 @@ class FCN(nn.Module):
         layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train)
         encode = ENCODERS[spec.backbone]
         maps = encode(data.with_cells(data.x.astype(self.dtype)), layers, spec.width, spec.fc_width)
-        m = self._score("score_fr", maps["fc7"])
+        m = self._score("score_fr", maps[spec.last])
         *between, last = spec.upsampling_kernels.items()
         for (name, size), skip in zip(between, spec.skips, strict=True):
             m = add(self._upsample(name, m, size), self._score(f"score_{skip}", maps[skip], spec.scale(skip)))

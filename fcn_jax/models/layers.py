@@ -6,7 +6,7 @@ equals pooling without them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -119,19 +119,26 @@ class Layers:
         """max(x, 0)."""
         return m.with_cells(convolution.relu(m.x))
 
-    def max_pool(self, m: Map, name: str, size: int, padding: int = 0) -> Map:
-        """Windows of size x size at stride 2, the first of them from -padding on; beyond the edge is nothing.
+    def max_pool(self, m: Map, name: str, size: int, *, stride: int = 2, padding: int = 0) -> Map:
+        """Windows of size x size, the first of them from -padding on; beyond the edge is nothing.
 
         Of values that are not negative, or that are rectified after it.
         """
 
         def sized(n: Any) -> Any:
-            return -(-(n - size) // 2) + 1 if self.caffe else -(-n // 2)
+            return -(-(n + 2 * padding - size) // stride) + 1 if self.caffe else -(-n // stride)
 
-        pads = ((padding, 1 if self.caffe else size - 1 - padding),) * 2
+        pads = ((padding, padding + stride - 1 if self.caffe else size - 1 - padding),) * 2
         with jax.named_scope(name):
-            x = convolution.max_pool(m.x) if size == 2 else nn.max_pool(m.x, (size, size), (2, 2), pads)
-        return _resized(m, x, sized, m.grid.windows(size, 2, padding))
+            halves = size == stride == 2
+            x = convolution.max_pool(m.x) if halves else nn.max_pool(m.x, (size, size), (stride, stride), pads)
+        pooled = _resized(m, x, sized, m.grid.windows(size, stride, padding))
+        return pooled if halves else pooled.masked()  # only overlapping windows reach back from beyond the extent
+
+    def concatenate(self, maps: Sequence[Map], name: str) -> Map:
+        """The channels of maps of the same cells, side by side."""
+        with jax.named_scope(name):
+            return maps[0].with_cells(jnp.concatenate([m.x for m in maps], -1))
 
     def local_response_norm(self, m: Map, name: str) -> Map:
         """x / (1 + 1e-4 / 5 * sum of x^2 over the 5 channels around)^0.75: Caffe's LRN, with CaffeNet's constants."""

@@ -22,16 +22,27 @@ class Backbone:
 
     Attributes:
       first: the layer that sees the image.
-      skips: its maps of stride 16 and 8, which FCN-16s and FCN-8s score too; the last one, fc7, has stride 32.
+      skips: its maps of stride 16 and 8, which FCN-16s and FCN-8s score too.
+      fc6: size of the map that fc6 saw when it was fully connected, 0 without it.
+      last: its map of stride 32.
       odd_kernels: cells lie at whole pixels, so that bilinear kernels of 2s - 1 and not of 2s make whole crops.
+      multiple: of what `width` must be.
     """
 
     first: str
     skips: tuple[str, ...]
+    fc6: int
+    last: str = "fc7"
     odd_kernels: bool = False
+    multiple: int = 1
 
 
-BACKBONES = {"vgg16": Backbone("conv1_1", ("pool4", "pool3"))}
+BACKBONES = {
+    "vgg16": Backbone("conv1_1", ("pool4", "pool3"), fc6=7),
+    "alexnet": Backbone("conv1", (), fc6=6, odd_kernels=True, multiple=2),
+    "alexnet_torchvision": Backbone("conv1", (), fc6=6, odd_kernels=True),
+    "googlenet": Backbone("conv1_7x7_s2", ("inception_4e", "inception_3b"), 0, "inception_5b", odd_kernels=True),
+}
 NETWORKS = {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2}  # and how many skips they fuse, from the deepest on
 GEOMETRIES = ("caffe", "same")
 UPSAMPLINGS = ("fixed", "learned")
@@ -105,6 +116,11 @@ class ModelSpec:
         """The maps that are scored beside the last one, from the deepest on."""
         return BACKBONES[self.backbone].skips[: NETWORKS[self.network]]
 
+    @property
+    def last(self) -> str:
+        """The map of stride 32."""
+        return BACKBONES[self.backbone].last
+
     def scale(self, skip: str) -> float:
         """What a skip is multiplied by before it is scored."""
         return AT_ONCE_SCALES[self.skips.index(skip)] if self.at_once else 1.0
@@ -144,6 +160,9 @@ class ModelSpec:
         classes, colours = len(data["class_names"]), len(data["palette"])
         if classes != colours:
             raise ValueError(f"{where}: there are {classes} class_names but {colours} colours in the palette")
+        reason = misfit(data["network"], data["backbone"], data["width"])
+        if reason:
+            raise ValueError(f"{where}: {reason}")
         data["mean"] = tuple(data["mean"])
         data["class_names"] = tuple(data["class_names"])
         data["palette"] = tuple(tuple(colour) for colour in data["palette"])
@@ -153,6 +172,17 @@ class ModelSpec:
         """'width: 8 is not 16' for each attribute that differs."""
         pairs = zip(dataclasses.asdict(self).items(), dataclasses.asdict(other).values(), strict=True)
         return [f"{key}: {mine!r} is not {theirs!r}" for (key, mine), theirs in pairs if mine != theirs]
+
+
+def misfit(network: str, backbone: str, width: int) -> str:
+    """Why there is no such network on a backbone, empty if there is."""
+    found = BACKBONES[backbone]
+    if NETWORKS[network] > len(found.skips):
+        names = [name for name, skips in NETWORKS.items() if skips <= len(found.skips)]
+        return f"network {network!r} needs skips that {backbone} has not, choose from {', '.join(names)}"
+    if width % found.multiple:
+        return f"width {width} must be a multiple of {found.multiple} for {backbone}"
+    return ""
 
 
 # What of it a config chooses; the network is the stage's, the classes are the dataset's.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common
 
 # How a field's content comes: a varint, 8 bytes, a length and as many bytes, or 4 bytes.
@@ -88,11 +89,14 @@ def read(path: pathlib.Path) -> common.Weights:
         net = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
     try:
         layers = [layer for layer in _layers(net) if layer.blobs]
-        _check_network(layers)
+        backbone = _check_network(layers)
+        fc6 = BACKBONES[backbone].fc6
+        if backbone == "googlenet":
+            layers = [layer._replace(name=layer.name.replace("/", "_")) for layer in layers]
         arrays: common.Arrays = {}
         notes: dict[str, str] = {}
         for layer in layers:
-            _convert(layer, arrays, notes)
+            _convert(layer, fc6, arrays, notes)
     except _Damaged as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); get it again") from error
     except ValueError as error:
@@ -253,9 +257,9 @@ def _join(chunks: Sequence[memoryview]) -> bytes | memoryview:
 # The networks.
 
 
-def _check_network(layers: Sequence[_Layer]) -> None:
-    """Raises ValueError for layers that are not those of one VGG16 with one score_fr or none, by their names."""
-    only = "only single-stream VGG16 FCNs with one score_fr are read"
+def _check_network(layers: Sequence[_Layer]) -> str:
+    """The backbone; ValueError for other layers than those of one network with at most one score_fr, by their names."""
+    only = "only VGG16, CaffeNet, GoogLeNet and FCNs on them with one stream and one score_fr are read"
     names = [layer.name for layer in layers]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
@@ -265,16 +269,21 @@ def _check_network(layers: Sequence[_Layer]) -> None:
     heads = [name for name in convolutions if name.startswith("score_fr")]
     if streams or len(heads) > 1:
         raise ValueError(f"it has {', '.join(streams or heads)}; {only}")
-    if "conv1_1" not in names:
-        others = ", ".join(names[:3]) or "no weights at all"
-        raise ValueError(f"it has no conv1_1 but {others}; {only}")
+    if "conv1_1" in names:
+        return "vgg16"
+    if {"conv1", "conv5"} <= set(names):
+        return "alexnet"
+    if "conv1/7x7_s2" in names:
+        return "googlenet"
+    others = ", ".join(names[:3]) or "no weights at all"
+    raise ValueError(f"it has no conv1_1 but {others}; {only}")
 
 
-def _convert(layer: _Layer, arrays: common.Arrays, notes: dict[str, str]) -> None:
-    """Adds the arrays of a layer, and what is to be noted of them."""
+def _convert(layer: _Layer, fc6: int, arrays: common.Arrays, notes: dict[str, str]) -> None:
+    """Adds the arrays of a layer, and what is to be noted of them; fc6 saw a map of `fc6` x `fc6` cells."""
     title = f"layer {layer.name!r} ({layer.kind})"
     if layer.kind not in _KINDS:
-        raise ValueError(f"{title} has weights, and an FCN on VGG16 has them in {', '.join(_KINDS)} layers only")
+        raise ValueError(f"{title} has weights, and an FCN has them in {', '.join(_KINDS)} layers only")
     parts, wanted, convert = _KINDS[layer.kind]
     if len(layer.blobs) not in wanted:
         raise ValueError(f"{title} has {len(layer.blobs)} blob(s), wanted {' or '.join(map(str, wanted))}")
@@ -283,7 +292,7 @@ def _convert(layer: _Layer, arrays: common.Arrays, notes: dict[str, str]) -> Non
     except _Damaged as error:
         raise _Damaged(f"{title}: {error}") from error
     try:
-        first, note = convert(layer.name, blobs[0])
+        first, note = convert(layer.name, blobs[0], fc6)
         converted = [first, *(_vector(blob, first.shape[-1]) for blob in blobs[1:])]
     except ValueError as error:
         raise ValueError(f"{title}: {error}") from error
@@ -292,23 +301,23 @@ def _convert(layer: _Layer, arrays: common.Arrays, notes: dict[str, str]) -> Non
         notes[f"{layer.name}/{parts[0]}"] = note
 
 
-def _convolution(name: str, blob: np.ndarray) -> tuple[np.ndarray, str]:
+def _convolution(name: str, blob: np.ndarray, fc6: int) -> tuple[np.ndarray, str]:
     """[O, I, kh, kw] to HWIO."""
     _check_axes(blob, 4)
-    if name == "conv1_1" and blob.shape[1] != 3:
+    if name in ("conv1_1", "conv1") and blob.shape[1] != 3:
         raise ValueError(f"it takes {blob.shape[1]} channels, and only networks of 3 are read")
     return blob.transpose(2, 3, 1, 0), ""
 
 
-def _inner_product(name: str, blob: np.ndarray) -> tuple[np.ndarray, str]:
-    """[O, I], or [1, 1, O, I] before shapes, to HWIO: fc6 saw a 7 x 7 map, the others 1 x 1."""
+def _inner_product(name: str, blob: np.ndarray, fc6: int) -> tuple[np.ndarray, str]:
+    """[O, I], or [1, 1, O, I] before shapes, to HWIO; all but fc6 saw a map of one cell."""
     if blob.ndim == 4 and blob.shape[:2] == (1, 1):
         blob = blob[0, 0]
     _check_axes(blob, 2)
-    return common.fully_connected(blob, 7 if name == "fc6" else 1, "CHW"), f"reshaped from {_by(blob.shape)}"
+    return common.fully_connected(blob, fc6 if name == "fc6" else 1, "CHW"), f"reshaped from {_by(blob.shape)}"
 
 
-def _deconvolution(name: str, blob: np.ndarray) -> tuple[np.ndarray, str]:
+def _deconvolution(name: str, blob: np.ndarray, fc6: int) -> tuple[np.ndarray, str]:
     """[C, C, kh, kw], or [C, 1, kh, kw] of as many groups as channels, to the dense [kh, kw, C, C] (in, out)."""
     _check_axes(blob, 4)
     channels, outputs, *size = blob.shape
@@ -321,7 +330,7 @@ def _deconvolution(name: str, blob: np.ndarray) -> tuple[np.ndarray, str]:
     return dense, f"made dense from {_by(blob.shape)}"
 
 
-def _scale(name: str, blob: np.ndarray) -> tuple[np.ndarray, str]:
+def _scale(name: str, blob: np.ndarray, fc6: int) -> tuple[np.ndarray, str]:
     return _vector(blob, blob.size), ""
 
 
@@ -344,11 +353,11 @@ def _by(shape: Sequence[int]) -> str:
 def _convention(arrays: common.Arrays) -> common.Convention | None:
     classes = {a.shape[-1] for name, a in arrays.items() if name.startswith("score") and name.endswith("/kernel")}
     if not classes:
-        return common.VGG
+        return common.own_convention(arrays)
     return None if 40 in classes else common.OURS
 
 
-_Convert = Callable[[str, np.ndarray], tuple[np.ndarray, str]]
+_Convert = Callable[[str, np.ndarray, int], tuple[np.ndarray, str]]
 # What the blobs of a layer are called, how many there may be, and what is done to the first: array and note.
 _KINDS: dict[str, tuple[tuple[str, ...], tuple[int, ...], _Convert]] = {
     "Convolution": (("kernel", "bias"), (2,), _convolution),

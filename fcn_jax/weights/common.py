@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fcn_jax.models.spec import BACKBONES, MEAN_BGR
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -26,10 +28,11 @@ class Convention(NamedTuple):
 
 
 # The paper's release: voc_layers.py; its PASCAL-Context layer rounds the same mean to three decimals.
-OURS = Convention("BGR", 1.0, (104.00699, 116.66877, 122.67892))
+OURS = Convention("BGR", 1.0, MEAN_BGR)
 TORCHVISION = Convention("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # VGG16's own (Simonyan and Zisserman), and so keras.applications.imagenet_utils.preprocess_input's, mode 'caffe'.
 VGG = Convention("BGR", 1.0, (103.939, 116.779, 123.68))
+GOOGLENET = Convention("BGR", 1.0, (104.0, 117.0, 123.0))  # bvlc_googlenet/train_val.prototxt
 # The release's nyud_layers.py.
 NYUD_COLOR = Convention("BGR", 1.0, (116.190, 97.203, 92.318))
 NYUD_HHA = Convention("BGR", 1.0, (132.431, 94.076, 118.477))
@@ -51,6 +54,26 @@ def parse_convention(text: str) -> Convention:
             " ORDER,SCALE,MEAN,MEAN,MEAN[,STD,STD,STD] with ORDER RGB or BGR"
         )
     return Convention(order, scale, tuple(values[:3]), tuple(values[3:]) or (1.0, 1.0, 1.0))
+
+
+def backbone(arrays: Arrays) -> str:
+    """The backbone of arrays by their names and widths, VGG16 where nothing tells."""
+    if "conv1_7x7_s2/kernel" in arrays:
+        return "googlenet"
+    if "conv1/bias" in arrays and "conv1_1/bias" not in arrays:
+        ungrouped = "conv2/kernel" in arrays and arrays["conv2/kernel"].shape[-2] == len(arrays["conv1/bias"])
+        return "alexnet_torchvision" if ungrouped else "alexnet"
+    return "vgg16"
+
+
+def own_convention(arrays: Arrays) -> Convention:
+    """What ImageNet weights of Caffe expect. CaffeNet's mean is an image, whose mean is that of the release."""
+    return {"vgg16": VGG, "googlenet": GOOGLENET}.get(backbone(arrays), OURS)
+
+
+def first_layer(arrays: Arrays) -> str:
+    """The layer that sees the image, empty where the arrays have no such kernel."""
+    return next((found.first for found in BACKBONES.values() if f"{found.first}/kernel" in arrays), "")
 
 
 # The 13 convolutions of VGG16, in order.

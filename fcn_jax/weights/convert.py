@@ -11,9 +11,9 @@ import numpy as np
 
 from fcn_jax import checkpoint
 from fcn_jax.models import fcn, upsample
-from fcn_jax.models.spec import MEAN_BGR, NETWORKS, ModelSpec
+from fcn_jax.models.spec import BACKBONES, MEAN_BGR, NETWORKS, ModelSpec
 from fcn_jax.weights import merge
-from fcn_jax.weights.common import Arrays, Weights
+from fcn_jax.weights.common import Arrays, Weights, backbone
 
 # The networks by the release's names: (network, at_once).
 MODELS = {**{name: (name, False) for name in NETWORKS}, "fcn8s_atonce": ("fcn8s", True)}
@@ -58,9 +58,8 @@ def spec_for(
             " commas between"
         )
     given["geometry"] = geometry or given.get("geometry", "caffe")
-    given.setdefault("backbone", "vgg16")
-    for key, layer in (("width", "conv1_1"), ("fc_width", "fc6")):
-        default = {"width": 64, "fc_width": 4096}[key]
+    given.setdefault("backbone", backbone(arrays))
+    for key, layer, default in (("width", BACKBONES[given["backbone"]].first, 64), ("fc_width", "fc6", 4096)):
         given.setdefault(key, len(arrays.get(f"{layer}/bias", np.empty(default))))
     given.setdefault("upsampling", "fixed" if _bilinear(arrays) else "learned")
     given["mean"] = (*given.get("mean", _mean(weights)), *extra_means)
@@ -96,24 +95,25 @@ def describe(spec: ModelSpec) -> str:
     at_once = ", at-once" if spec.at_once else ""
     mean = ", ".join(f"{value:g}" for value in spec.mean)
     return (
-        f"{spec.network}{at_once}, {spec.geometry} geometry, {spec.upsampling} upsampling, width {spec.width}, fc"
-        f" {spec.fc_width}, {len(spec.class_names)} classes, input BGR minus ({mean})"
+        f"{spec.network}{at_once} on {spec.backbone}, {spec.geometry} geometry, {spec.upsampling} upsampling, width"
+        f" {spec.width}, fc {spec.fc_width}, {len(spec.class_names)} classes, input BGR minus ({mean})"
     )
 
 
 def _told_by(weights: Weights) -> tuple[str, bool]:
     """Network and at_once by the skips that have score layers."""
     arrays = weights.arrays
-    if "score_pool3/kernel" in arrays:
-        if weights.at_once is None:
-            raise ValueError(
-                "the weights do not say whether pool4 and pool3 are scaled down (at-once) or not: give --model=fcn8s or"
-                " --model=fcn8s_atonce"
-            )
-        return "fcn8s", weights.at_once
-    if "score_pool4/kernel" in arrays:
-        return "fcn16s", bool(weights.at_once)
-    return ("fcn32s" if "score_fr/kernel" in arrays else "fcn8s"), False
+    skips = BACKBONES[backbone(arrays)].skips
+    scored = sum(f"score_{skip}/kernel" in arrays for skip in skips)
+    if scored == 2 and weights.at_once is None:
+        raise ValueError(
+            f"the weights do not say whether {' and '.join(skips)} are scaled down (at-once) or not: give --model=fcn8s"
+            " or --model=fcn8s_atonce"
+        )
+    if not scored and "score_fr/kernel" not in arrays:
+        return ("fcn8s" if skips else "fcn32s"), False
+    network = next(name for name, count in NETWORKS.items() if count == scored)
+    return network, scored > 0 and bool(weights.at_once)
 
 
 def _bilinear(arrays: Arrays) -> bool:

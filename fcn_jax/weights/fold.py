@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from fcn_jax.weights.common import Arrays, Convention, Weights
+from fcn_jax.weights.common import Arrays, Convention, Weights, first_layer
 
 
 def fold(weights: Weights, target: Convention) -> Weights:
-    """Rewrites conv1_1, trained with `weights.convention`, for another one.
+    """Rewrites the first layer, trained with `weights.convention`, for another one.
 
     With K the kernel [kh, kw, 3, O] (input channels in the target's order), b the bias, and per channel s, m, d the
     source's scale, mean and std and s', m', d' the target's: the target's input x stands for the pixel
@@ -20,21 +20,22 @@ def fold(weights: Weights, target: Convention) -> Weights:
     as NYUD's HHA, with that kernel, it would be 1.5: so networks may keep a mean of their own.
 
     Returns:
-      the same weights but for conv1_1, which is float32 where it changes.
+      the same weights but for the first layer, which is float32 where it changes.
     """
     source = weights.convention
-    if source == target or source is None or "conv1_1/kernel" not in weights.arrays:
+    first = first_layer(weights.arrays)
+    if source == target or source is None or not first:
         return weights
     kernel, factor, shift = _change(weights, target)
-    bias = weights.arrays["conv1_1/bias"] + np.einsum("hwco,c->o", kernel, shift)
+    bias = weights.arrays[f"{first}/bias"] + np.einsum("hwco,c->o", kernel, shift)
     kernel = kernel * factor[:, None]
-    folded: Arrays = {"conv1_1/kernel": kernel.astype(np.float32), "conv1_1/bias": bias.astype(np.float32)}
+    folded: Arrays = {f"{first}/kernel": kernel.astype(np.float32), f"{first}/bias": bias.astype(np.float32)}
     notes = {name: f"folded from {describe(source)}" for name in folded}
     return weights._replace(arrays={**weights.arrays, **folded}, notes={**weights.notes, **notes}, convention=target)
 
 
 def border_error(weights: Weights, target: Convention) -> np.ndarray:
-    """How far at most folding moves an output of conv1_1, before its ReLU, whose window reaches into the zero padding.
+    """How far at most folding moves an output of the first layer, before its ReLU, whose window reaches into padding.
 
     A tap in the padding gives zero before and after, but the new bias counts the shift of all taps. So an output with a
     set P of taps in the padding is off by sum_P K shift, whatever the image.
@@ -62,9 +63,10 @@ def _change(weights: Weights, target: Convention) -> tuple[np.ndarray, np.ndarra
     """K in float64 in the target's channel order; per channel what multiplies it; what a tap adds to the bias."""
     source = weights.convention
     assert source is not None
-    kernel = weights.arrays["conv1_1/kernel"].astype(np.float64)
+    name = f"{first_layer(weights.arrays)}/kernel"
+    kernel = weights.arrays[name].astype(np.float64)
     if kernel.shape[2:3] != (len(source.mean),):
-        raise ValueError(f"conv1_1/kernel is {kernel.shape}, wanted {len(source.mean)} input channels")
+        raise ValueError(f"{name} is {kernel.shape}, wanted {len(source.mean)} input channels")
     mean, std = np.array(source.mean), np.array(source.std)
     if source.order != target.order:
         kernel, mean, std = kernel[:, :, ::-1], mean[::-1], std[::-1]

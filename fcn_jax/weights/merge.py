@@ -11,7 +11,7 @@ from flax import traverse_util
 from fcn_jax.models import fcn, upsample
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.weights import surgery
-from fcn_jax.weights.common import Convention, Weights
+from fcn_jax.weights.common import Convention, Weights, backbone, first_layer
 from fcn_jax.weights.fold import fold
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,14 @@ def format_report(report: Sequence[Row]) -> str:
 def _fit(spec: ModelSpec, weights: Weights, classes: str) -> Weights:
     """The weights for the network's input, scales and classes."""
     weights = surgery.match_scales(weights, spec.at_once)
-    if {"conv1_1/kernel", "conv1_1/bias"} <= weights.arrays.keys():
-        channels = weights.arrays["conv1_1/kernel"].shape[-2]
+    first = first_layer(weights.arrays)
+    if first and backbone(weights.arrays) != spec.backbone:
+        raise ValueError(
+            f"the weights are those of {backbone(weights.arrays)}, another network than {spec.backbone}, the backbone"
+            " in config.model.backbone: give others, or change the backbone"
+        )
+    if f"{first}/bias" in weights.arrays:
+        channels = weights.arrays[f"{first}/kernel"].shape[-2]
         if channels <= len(spec.mean):  # else it does not fit, which is found when it is taken
             weights = fold(weights, Convention("BGR", 1.0, spec.mean[:channels], (1.0,) * channels))
         if channels < len(spec.mean):
@@ -170,7 +176,7 @@ def _place(name: str, shape: tuple[int, ...], fitted: Weights) -> Row:
 def _why_left_over(name: str, array: np.ndarray, spec: ModelSpec) -> str:
     """The rule by which an array without a place in the network may be left over, empty for none."""
     layer = _layer(name)
-    if layer == "fc8":
+    if layer == "fc8" or layer.startswith("loss"):  # GoogLeNet's three classifiers
         return "ImageNet's classes"
     if layer in surgery.SCALES:
         return "the at-once scale, which needs no parameter"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, pickles, torch_names
 
 _NPY = b"\x93NUMPY"
@@ -46,19 +47,25 @@ def read(path: pathlib.Path) -> common.Weights:
 def _read_npz(path: pathlib.Path) -> common.Weights:
     arrays = {name.removesuffix(".npy"): _array(data, name, path) for name, data in read_zip(path).items()}
     arrays, remarks = _without_prefix(arrays, path)
-    if "conv1_1/kernel" in arrays:
+    if common.first_layer(arrays):
         return _weights(arrays, path, common.OURS, flattened=False)._replace(remarks=remarks)
     if "conv1_1_W" in arrays:
         named = {_common_name(name): array for name, array in arrays.items()}
         return _weights(named, path, torch_names.VGG_RGB, flattened=True)
     listed = ", ".join(list(arrays)[:3]) or "nothing"
-    raise ValueError(f"{path} has {listed}; wanted a VGG16, or an FCN on it, with conv1_1/kernel or conv1_1_W")
+    raise ValueError(
+        f"{path} has {listed}; wanted an FCN or its encoder, with conv1_1/kernel, conv1_1_W or conv1/kernel"
+    )
 
 
 def _without_prefix(arrays: common.Arrays, path: pathlib.Path) -> tuple[common.Arrays, tuple[str, ...]]:
     """The arrays of a network of which all stand below something, as 'params/conv1_1/kernel', and what was left."""
-    first = "conv1_1/kernel"
-    found = [name.removesuffix(first) for name in arrays if f"/{name}".endswith(f"/{first}") and name[:3] != "opt"]
+    found = [
+        name.removesuffix(first)
+        for first in dict.fromkeys(f"{backbone.first}/kernel" for backbone in BACKBONES.values())
+        for name in arrays
+        if f"/{name}".endswith(f"/{first}") and name[:3] != "opt"
+    ]
     prefix = common.the_plain(found, path) if found else ""
     if not prefix:
         return arrays, ()

