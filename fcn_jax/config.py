@@ -44,6 +44,7 @@ _LIMITS: dict[str, tuple[float | None, float | None]] = {
     "optim.bias_multiplier": (0, None),
     "optim.clip_norm": (0, None),
     "optim.ema": (0, 0.999999),
+    "loss.sampling": (0.01, 1),
     "eval.batch_size": (1, None),
     "eval.every": (0, None),
     "eval.pictures": (0, None),
@@ -117,6 +118,8 @@ def default() -> ConfigDict:
 
     c.loss = ConfigDict()
     c.loss.normalization = "pixel"  # sum (the paper's), image (mean of per-image means), pixel (mean over the batch)
+    # Patchwise training: each cell of 32 x 32 pixels counts with this probability; a larger batch makes up for it.
+    c.loss.sampling = 1.0
     c.loss.class_weights = "none"  # none, median_frequency, sqrt_median_frequency, or one number per class: 1,0.5,2
 
     c.sharding = ConfigDict()

@@ -46,3 +46,22 @@ def pixel_weights(label: jax.Array, normalization: str, class_weights: jax.Array
     if normalization == "pixel":
         return weights / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
     raise ValueError(f"loss normalization {normalization!r}: choose from sum, image, pixel")
+
+
+CELL = 32  # pixels, the stride of the last map
+
+
+def sampled(weights: jax.Array, key: jax.Array, keep: float, normalization: str) -> jax.Array:
+    """The weights of a random part of the cells: patchwise training as sampling of the loss (CVPR 3.4 and 4.4).
+
+    Each cell of 32 x 32 pixels is kept with probability `keep`, independently. In means what is kept counts 1 / keep,
+    so that the expectation of the gradient is the gradient. In `sum` it counts once: there 1 / keep times as many
+    images make the gradient of a batch, as in the paper.
+
+    Args:
+      weights: float32 [A, B, H, W], of `pixel_weights`.
+    """
+    rows, columns = (-(-n // CELL) for n in weights.shape[2:])
+    kept = jax.random.bernoulli(key, keep, (*weights.shape[:2], rows, columns))
+    kept = kept.repeat(CELL, 2).repeat(CELL, 3)[:, :, : weights.shape[2], : weights.shape[3]]
+    return jnp.where(kept, weights / (1.0 if normalization == "sum" else keep), 0.0)

@@ -344,6 +344,7 @@ def _compile_update(
         groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
         class_weights=jax.device_put(datasets.class_weights(config.loss.class_weights, run.train_split)),
         normalization=config.loss.normalization,
+        sampling=config.loss.sampling,
         seed=config.seed,
         ema=config.optim.ema,
         start=stage.start,

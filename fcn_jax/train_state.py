@@ -58,6 +58,7 @@ def train_step(
     class_weights: jax.Array,
     normalization: str,
     seed: int,
+    sampling: float = 1.0,
     gather: Callable[[Any], Any] = lambda params: params,
     ema: float = 0.0,
     start: int = 0,
@@ -68,6 +69,7 @@ def train_step(
       batch: image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W] (255 void), size int32 [A, B, 2]; the gradients of
         the A batches are accumulated.
       groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+      sampling: the probability with which a cell of the loss is kept (losses.sampled).
       ema: the decay of state.average, which began at the step `start`.
       gather: makes divided parameters whole for the computation (sharding.gather).
 
@@ -76,6 +78,8 @@ def train_step(
     """
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
     weights = losses.pixel_weights(batch["label"], normalization, class_weights)
+    if sampling < 1:  # dropout's keys are folded with 0 .. A - 1
+        weights = losses.sampled(weights, jax.random.fold_in(dropout_key, 2**31), sampling, normalization)
 
     def loss_fn(params: Any, index: jax.Array | int, image: Any, label: Any, size: Any, weight: Any) -> jax.Array:
         params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, groups)

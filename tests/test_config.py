@@ -49,6 +49,7 @@ def changed(**values):
         ({"optim__weight_decay": -0.1}, r"config\.optim\.weight_decay=-0\.1: it must be >= 0"),
         ({"optim__bias_multiplier": -1.0}, r"config\.optim\.bias_multiplier=-1\.0: it must be >= 0"),
         ({"optim__clip_norm": -1.0}, r"config\.optim\.clip_norm=-1\.0: it must be >= 0"),
+        ({"loss__sampling": 0.0}, r"config\.loss\.sampling=0\.0: it must be from 0\.01 to 1"),
         ({"eval__batch_size": 0}, r"config\.eval\.batch_size=0: it must be >= 1"),
         ({"eval__every": -1}, r"config\.eval\.every=-1: it must be >= 0"),
         ({"eval__pictures": -1}, r"config\.eval\.pictures=-1: it must be >= 0"),

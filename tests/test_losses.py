@@ -186,3 +186,24 @@ def test_the_loss_of_a_step_and_how_its_images_are_accumulated(normalization, ra
 def test_an_unknown_normalization_names_the_choices():
     with pytest.raises(ValueError, match=r"'mean'.*sum, image, pixel"):
         pixel_weights(jnp.zeros((1, 1, 1, 1), jnp.uint8), "mean", ONES)
+
+
+# Patchwise training
+
+
+@pytest.mark.parametrize(("normalization", "factor"), [("sum", 0.25), ("image", 1.0), ("pixel", 1.0)])
+def test_sampled_weights_are_those_of_whole_cells_and_right_on_average(normalization, factor):
+    """In `sum` a quarter of them counts: four times the images make the gradient of a batch."""
+    weights = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, 2, 70, 40)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 2000)
+    found = np.asarray(jax.vmap(lambda key: losses.sampled(weights, key, 0.25, normalization))(keys))
+    kept = found > 0
+    for rows in (slice(0, 32), slice(32, 64), slice(64, 70)):
+        for columns in (slice(0, 32), slice(32, 40)):
+            cell = kept[:, :, :, rows, columns]
+            assert (cell == cell[..., :1, :1]).all()
+    # Cells are independent of each other.
+    assert abs(np.corrcoef(kept[:, 0, 0, 0, 0], kept[:, 0, 0, 32, 0])[0, 1]) < 0.1
+    assert abs(np.corrcoef(kept[:, 0, 0, 0, 0], kept[:, 0, 1, 0, 0])[0, 1]) < 0.1
+    # A mean over 2,000 draws of 0 or 4 with probability 1/4 deviates by 0.04; five times that is allowed.
+    np.testing.assert_allclose(found.mean(0) / (factor * np.asarray(weights)), 1, atol=0.2)

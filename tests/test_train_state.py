@@ -268,6 +268,25 @@ def pixelwise_params():
 
 
 # `sum` is divided by the number of accumulated batches, as Caffe does.
+def test_the_gradient_of_sampled_cells_is_the_gradient_on_average(batch):
+    """Of a network that sees each pixel alone, over 600 updates from the same parameters."""
+    params = pixelwise_params()
+    optimizer = make_sgd(params)
+    full, part = (jax.jit(make_step(params, optimizer, Pixelwise(), sampling=keep)) for keep in (1.0, 0.5))
+    state = train_state.create_train_state(params, optimizer)
+    expected = gradient_of(state, full(state, batch, ONES)[0])
+    gradients = []
+    for step in range(600):
+        before = train_state.create_train_state(params, optimizer, step)
+        gradients.append(gradient_of(before, part(before, batch, ONES)[0]))
+    stacked = jax.tree.map(lambda *g: np.stack(g), *gradients)
+    for path, wanted in jax.tree_util.tree_leaves_with_path(expected):
+        found = functools.reduce(lambda tree, entry: tree[entry.key], path, stacked)
+        deviation = found.std(0) / np.sqrt(len(found))
+        assert (found.std(0) > 0).any(), "the draws differ"
+        assert (np.abs(found.mean(0) - wanted) < 5 * deviation + 1e-6).all(), jax.tree_util.keystr(path)
+
+
 @pytest.mark.parametrize(("normalization", "ratio"), [("sum", 0.5), ("image", 1), ("pixel", 1)])
 def test_how_each_normalization_accumulates(batch, normalization, ratio):
     params = pixelwise_params()
