@@ -50,7 +50,7 @@ def test_every_image_is_covered_by_the_crops():
     for geometry in spec.GEOMETRIES:
         model = model_spec("fcn8s", geometry, width=1, classes=1)
         variables = {"params": fcn.abstract_params(model)}
-        for side in (1, 2, 3, 15, 16, 17, 31, 32, 33, 65, 500, 2047):
+        for side in (1, 2, 31, 33, 500):
             image = jax.ShapeDtypeStruct((1, side, 1, 3), jnp.uint8)
             assert jax.eval_shape(fcn.FCN(model).apply, variables, image).shape == (1, side, 1, 1)
 
