@@ -65,11 +65,11 @@ def default() -> ConfigDict:
     c.learning_rate = (1e-4,)
 
     c.model = ConfigDict()
-    c.model.backbone = "vgg16"
+    c.model.backbone = "vgg16"  # or googlenet; or alexnet or alexnet_torchvision, which have fcn32s only
     c.model.geometry = "same"  # caffe: the released networks to the pixel; same: no 100 px border, half the cost
     c.model.at_once = True  # scale pool4 by 0.01 and pool3 by 0.0001 before they are scored
     c.model.upsampling = "fixed"  # fixed: bilinear, no parameters; learned: dense kernels that start bilinear
-    c.model.width = 64  # channels of conv1_x; 64 is VGG16
+    c.model.width = 64  # channels of the first layer; 64 is VGG16, GoogLeNet and alexnet_torchvision, 96 alexnet
     c.model.fc_width = 4096  # channels of fc6 and fc7; 4096 is VGG16
     c.model.dropout = 0.5  # rate after fc6 and fc7
     c.model.dtype = "float32"  # the encoder computes in it; parameters and scores are float32 always

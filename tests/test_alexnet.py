@@ -134,18 +134,17 @@ def test_what_no_backbone_has_is_refused(network, backbone, width, text):
     assert spec.misfit(network, backbone, width) == text
 
 
-EXPORTED = [("alexnet", "caffe", "fixed"), ("alexnet", "same", "learned"), ("alexnet_torchvision", "same", "fixed")]
-
-
-@pytest.mark.parametrize(("backbone", "geometry", "upsampling"), EXPORTED[1:2])
-def test_stablehlo_has_the_same_scores_at_every_size(tmp_path, backbone, geometry, upsampling):
-    model = model_spec(geometry, backbone, upsampling)
+def test_stablehlo_has_the_same_scores_at_every_size(tmp_path):
+    model = model_spec("same", upsampling="learned")
     params = random_params(model)
     stablehlo.write(tmp_path / "net", params, model)
     call = jax.export.deserialize((tmp_path / "net").read_bytes()).call
     for image in images(((1, 3), (45, 64), (64, 33))):
         expected = fcn.FCN(model).apply({"params": params}, image[None])
         assert worst(call(image[None]), np.asarray(expected)) < 1e-5
+
+
+EXPORTED = [("alexnet", "caffe", "fixed"), ("alexnet", "same", "learned"), ("alexnet_torchvision", "same", "fixed")]
 
 
 @pytest.mark.parity("onnx")

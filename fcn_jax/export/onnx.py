@@ -90,16 +90,8 @@ class _Layers(Layers):
         kernel, bias = self.graph.params[name]["kernel"], self.graph.params[name]["bias"]
         weight = self.graph.constant(f"{name}.weight", common.torch_kernel(kernel))
         inputs = [m.x, weight, self.graph.constant(f"{name}.bias", np.array(bias))]
-        after = padding if self.caffe else size - 1 - padding
-        x = self.graph.node(
-            "Conv",
-            inputs,
-            name,
-            kernel_shape=kernel.shape[:2],
-            strides=(stride, stride),
-            pads=[padding, padding, after, after],
-            group=groups,
-        )
+        window = _window(size, stride, self.pads(size, padding))
+        x = self.graph.node("Conv", inputs, name, group=groups, **window)
         return Map(x, None, m.grid.windows(size, stride, padding))
 
     def relu(self, m: Map) -> Map:
@@ -107,9 +99,8 @@ class _Layers(Layers):
         return m.with_cells(self.graph.node("Relu", [m.x], release if release != m.x else f"relu_{m.x}"))
 
     def max_pool(self, m: Map, name: str, size: int, *, stride: int = 2, padding: int = 0) -> Map:
-        after = padding + stride - 1 if self.caffe else size - 1 - padding
-        pads, strides = [padding, padding, after, after], (stride, stride)
-        x = self.graph.node("MaxPool", [m.x], name, kernel_shape=(size, size), strides=strides, pads=pads)
+        window = _window(size, stride, self.pads(size, padding, beyond=stride - 1))
+        x = self.graph.node("MaxPool", [m.x], name, **window)
         return Map(x, None, m.grid.windows(size, stride, padding))
 
     def concatenate(self, maps: Sequence[Map], name: str) -> Map:
@@ -120,6 +111,12 @@ class _Layers(Layers):
 
     def drop(self, m: Map) -> Map:
         return m
+
+
+def _window(size: int, stride: int, pads: tuple[int, int]) -> dict[str, Any]:
+    """The attributes of a square window."""
+    before, after = pads
+    return {"kernel_shape": (size, size), "strides": (stride, stride), "pads": (before, before, after, after)}
 
 
 def _model(params: Any, spec: ModelSpec) -> Any:

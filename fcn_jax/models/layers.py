@@ -84,6 +84,10 @@ class Layers:
     dropout: float = 0.0
     train: bool = False
 
+    def pads(self, size: int, padding: int, beyond: int = 0) -> tuple[int, int]:
+        """Cells before and after the map; in Caffe's sizes a window may end `beyond` what is padded."""
+        return padding, padding + beyond if self.caffe else size - 1 - padding
+
     def conv(
         self,
         m: Map,
@@ -101,7 +105,7 @@ class Layers:
         def sized(n: Any) -> Any:
             return (n + 2 * padding - size) // stride + 1 if self.caffe else -(-n // stride)
 
-        pads = ((padding, padding if self.caffe else size - 1 - padding),) * 2
+        pads = (self.pads(size, padding),) * 2
         layer = nn.Conv(
             features,
             (size, size),
@@ -128,7 +132,7 @@ class Layers:
         def sized(n: Any) -> Any:
             return -(-(n + 2 * padding - size) // stride) + 1 if self.caffe else -(-n // stride)
 
-        pads = ((padding, padding + stride - 1 if self.caffe else size - 1 - padding),) * 2
+        pads = (self.pads(size, padding, beyond=stride - 1),) * 2
         with jax.named_scope(name):
             halves = size == stride == 2
             x = convolution.max_pool(m.x) if halves else nn.max_pool(m.x, (size, size), (stride, stride), pads)
