@@ -1,9 +1,12 @@
 """Four CPU devices, and whatever JAX would silently promote is an error."""
 
+import gc
 import importlib.util
 import os
 import tempfile
 from collections.abc import Iterator
+
+gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects that live: looking for cycles takes 8 %
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tiny networks compile for longer than they run: LLVM with few passes halves the suite.

@@ -64,7 +64,8 @@ class Job:
         self.processes = []
         port = free_port()
         for index in range(processes):
-            command = [*wrap, sys.executable, "-m", "fcn_jax.main", *map(str, arguments)]
+            main = ("-m", "fcn_jax.main") if index == 0 else (str(ROOT / "tests" / "other_process.py"),)
+            command = [*wrap, sys.executable, *main, *map(str, arguments)]
             if processes > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
             command += dict(own).get(index, ())

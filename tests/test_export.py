@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 from fcn_jax import export, weights
@@ -135,7 +136,7 @@ def is_model_json(text, case):
 
 def run_alone(script, folder, *arguments):
     """Runs Python code in a process of its own, in a folder away from the project."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {**os.environ, "XLA_FLAGS": processes.FLAGS, "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stderr

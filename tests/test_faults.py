@@ -173,7 +173,7 @@ def stopped_after_six_steps(workdir, data_dir, steps):
 def test_stopped_and_killed_at_random_moments(whole, data_dir, tmp_path, request):
     """SIGTERM, then SIGKILL, every second in a save; each start has to go on from the newest whole checkpoint."""
     rounds = request.config.getoption("--kills")
-    workdir, steps, rng = tmp_path / "run", 60 * rounds, random.Random(rounds)
+    workdir, steps, rng = tmp_path / "run", 24 * rounds, random.Random(rounds)
     stopped_after_six_steps(workdir, data_dir, steps)
     inside = 0
     for number in range(1, rounds + 1):
@@ -201,7 +201,7 @@ def test_stopped_and_killed_at_random_moments(whole, data_dir, tmp_path, request
 @pytest.mark.slow
 def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     """SIGTERM to one stops both; a kill of either ends the other, which names it; at last the run is the same."""
-    workdir, steps = tmp_path / "run", 56
+    workdir, steps = tmp_path / "run", 44
     given = arguments(workdir, data_dir, steps=steps)
     with Job(*given, processes=2) as job:
         job.until(f"step 6/{steps}")
@@ -217,7 +217,7 @@ def test_one_of_two_processes_is_stopped_or_killed(whole, data_dir, tmp_path):
     before, kept = kept, processes.saved_steps(workdir)[-1]
     assert before < kept == len(processes.losses(workdir)) < before + 8
     for killed in (1, 0):
-        at = kept + 12
+        at = kept + 9
         with Job(*given, processes=2) as job:
             job.until(f"step {at}/{steps}")
             assert f"resuming {workdir} at step {kept} of {steps}" in job.stderr()

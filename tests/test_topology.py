@@ -26,13 +26,13 @@ from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.stop import Stopped
 
-STEPS = 30
+STEPS, SAVED = 16, 10
 # FCN-8s with all that is random: crops, sizes, mirroring, colours and dropout. At the demo's rate of 3e-3 a difference
 # of the last bit becomes one of 1e-2 within 30 steps, in whatever is computed: training from scratch is chaotic.
 RUN = (
     "--config=configs/fcn8s.py:demo",
     f"--config.steps={STEPS},",
-    "--config.learning_rate=1e-4,",
+    "--config.learning_rate=2e-4,",
     "--config.optim.warmup_steps=1",
     "--config.data.train_split=tiny[:6]",
     "--config.data.eval_split=tiny[6:]",
@@ -47,7 +47,7 @@ RUN = (
     "--config.eval.batch_size=8",
     "--config.eval.pictures=1",
     "--config.log.every=1",
-    "--config.log.checkpoint_every=20",
+    f"--config.log.checkpoint_every={SAVED}",
 )
 DIVIDED = "--config.sharding.params=True"
 ACCUMULATED = "--config.data.accumulate=2"
@@ -136,7 +136,7 @@ def test_losses_and_parameters_are_those_of_one_device(finished, topology):
     assert steps == [*range(1, STEPS + 1), STEPS], "each step and one evaluation, once"
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
     assert [path.name for path in (workdir / "pictures").iterdir()] == ["tiny_6-_0.png"]
-    assert processes.saved_steps(workdir) == [20, 30]
+    assert processes.saved_steps(workdir) == [SAVED, STEPS]
     assert not list(workdir.glob(".shared-*"))
     if TOPOLOGIES[topology][0] == 2:
         assert_each_wrote_a_part(workdir, 2)
@@ -147,11 +147,11 @@ def test_the_runs_have_learned_something_and_dropped_something(finished):
     workdir, _ = finished("1 device")
     losses = processes.losses(workdir)
     assert losses[-5:].mean() < 0.8 * losses[:5].mean()
-    before, after = processes.state(workdir, 20), processes.state(workdir, 30)
+    before, after = processes.state(workdir, SAVED), processes.state(workdir, STEPS)
     unchanged = [path for path in after if path.startswith("params") and (before[path] == after[path]).all()]
     assert not unchanged
     accumulated = processes.losses(finished("1 device, accumulated")[0])
-    assert np.abs(accumulated / losses - 1).max() > 0.05
+    assert np.abs(accumulated / losses - 1).max() > 0.03
 
 
 def assert_each_wrote_a_part(workdir, count):
@@ -175,10 +175,10 @@ def assert_each_wrote_a_part(workdir, count):
     ],
 )
 def test_a_run_goes_on_elsewhere(finished, data_dir, tmp_path, before, after):
-    """Killed between steps 20 and 30 on some devices, ended on others: the same to rounding."""
+    """Killed after a save on some devices, ended on others: the same to rounding."""
     workdir = processes.copy(finished(before)[0], tmp_path / "run", without=[STEPS])
     stderr = train_on(after, workdir, data_dir)
-    assert f"resuming {workdir} at step 20 of 30" in stderr[0]
+    assert f"resuming {workdir} at step {SAVED} of {STEPS}" in stderr[0]
     assert_same_run(workdir, finished("1 device, accumulated" if "accumulated" in after else "1 device")[0])
     if after == ELSEWHERE:
         assert_each_wrote_a_part(workdir, 4)

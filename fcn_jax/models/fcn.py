@@ -5,6 +5,7 @@ fc6, and the release's crops, which follow from where the cells of each map lie.
 ceil(n / stride) cells at every level. It costs about half.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -84,4 +85,9 @@ def init(spec: ModelSpec, key: jax.Array) -> Any:
 
 def abstract_params(spec: ModelSpec) -> Any:
     """The same tree of jax.ShapeDtypeStruct, without computing anything."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(spec))  # dicts of the caller's own
+
+
+@functools.lru_cache(16)  # a start asks for it five times; tracing GoogLeNet takes a second
+def _abstract_params(spec: ModelSpec) -> Any:
     return jax.eval_shape(lambda: init(spec, jax.random.key(0)))
