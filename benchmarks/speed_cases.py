@@ -249,7 +249,7 @@ def measure_input(count=64, size=(375, 500), crop=(320, 320)):
     """The pipeline on JPEGs in memory: one thread for the rates, all cores for the consumer."""
     from PIL import Image
 
-    from fcn_jax.data import datasets, images, pipeline
+    from fcn_jax.data import datasets, images, pipeline, transforms
 
     rng = np.random.default_rng(0)
     records = []
@@ -263,6 +263,10 @@ def measure_input(count=64, size=(375, 500), crop=(320, 320)):
         split="all",
         class_names=tuple(map(str, range(CLASSES))),
         palette=((0, 0, 0),) * CLASSES,
+        heads=(("label", "", CLASSES),),
+        inputs={"colour": ()},
+        unscored=(),
+        swaps=(transforms.IDENTITY,),
         source=datasets.Source(records),
         ids=[record["id"].decode() for record in records],
         sizes=np.tile(np.array(size, np.int32), (count, 1)),

@@ -84,10 +84,11 @@ def compile_step(case):
     """The update that train.train_and_evaluate would run over the first devices of this process, compiled."""
     c = configured(case)
     names = tuple(map(str, range(CLASSES)))
-    split = types.SimpleNamespace(class_names=names, palette=((0, 0, 0),) * CLASSES)
+    palette, heads = ((0, 0, 0),) * CLASSES, (("label", "", CLASSES),)
+    split = types.SimpleNamespace(class_names=names, palette=palette, heads=heads, inputs={"colour": ()})
     mesh = sharding.make_mesh(jax.devices()[: case.devices])
     run = train.Run(c, pathlib.Path(), mesh, split, split, None, None)
-    spec = run.spec("fcn8s")
+    spec = run.spec(config_lib.stages(c)[0])
     optimizer = optim.make_optimizer(
         fcn.abstract_params(spec),
         name=c.optim.name,

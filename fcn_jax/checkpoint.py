@@ -30,7 +30,8 @@ from fcn_jax.train_state import TrainState
 
 METRIC = "mean_iou"
 _PIECE = 32 * 2**20  # bytes
-_PLAIN = {"scales": [1.0], "flip": False}  # how images were scored before the checkpoints said so
+# How images were scored before the checkpoints said so, and of what they were made.
+_PLAIN = {"scales": [1.0], "flip": False, "inputs": "colour"}
 
 
 class _Literal(PosixGPath):
@@ -81,12 +82,12 @@ class Checkpoints:
     """The checkpoints of one run; saving is asynchronous; leaving the context waits for it."""
 
     def __init__(self, workdir: str | pathlib.Path, scoring: dict[str, Any] | None = None):
-        """Opens or creates them; scores that were had otherwise than by `scoring` {scales, flip} are not compared."""
+        """Opens or creates them; scores had otherwise than by `scoring` {scales, flip, inputs} do not count."""
         self._workdir = workdir_lib.local(workdir)
         self.directory = self._workdir / "checkpoints"
 
         def rank(metrics: dict[str, Any]) -> float:
-            return metrics[METRIC] if _scoring(metrics) == (scoring or _PLAIN) else -2.0
+            return metrics[METRIC] if _scoring(metrics) == _scoring(scoring or {}) else -2.0
 
         # Orbax's own best_fn with max_to_keep would delete the latest step, which resuming needs.
         policy = AnyPreservationPolicy(

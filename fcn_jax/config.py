@@ -63,6 +63,10 @@ def default() -> ConfigDict:
     c.network = "fcn8s"  # fcn32s, fcn16s or fcn8s, with commas between stages
     c.steps = (10_000,)  # optimizer updates
     c.learning_rate = (1e-4,)
+    # What the images are made of: colour; colour+depth for one stream that sees both; colour/hha for two streams, whose
+    # scores are averaged. With commas between stages, or the same for all; each stream then starts from the last
+    # earlier stage with its inputs.
+    c.inputs = "colour"
 
     c.model = ConfigDict()
     c.model.backbone = "vgg16"  # or googlenet; or alexnet or alexnet_torchvision, which have fcn32s only
@@ -166,6 +170,12 @@ class Stage:
     start: int
     end: int
     learning_rate: float
+    inputs: str = "colour"
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """In the order of the image's channels."""
+        return tuple(self.inputs.replace("/", "+").split("+"))
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -187,8 +197,10 @@ def _extends(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def stages(config: ConfigDict) -> list[Stage]:
     """The stages of a run in order, by global step."""
     result, start = [], 0
-    for network, steps, rate in zip(words(config.network), config.steps, config.learning_rate, strict=True):
-        result.append(Stage(network, start, start + steps, rate))
+    networks, inputs = words(config.network), words(config.inputs)
+    inputs = inputs * len(networks) if len(inputs) == 1 else inputs
+    for network, steps, rate, given in zip(networks, config.steps, config.learning_rate, inputs, strict=True):
+        result.append(Stage(network, start, start + steps, rate, given))
         start += steps
     return result
 
@@ -199,6 +211,9 @@ def validate(config: ConfigDict) -> None:
     lengths = {"network": len(networks), "steps": len(config.steps), "learning_rate": len(config.learning_rate)}
     if len(set(lengths.values())) != 1 or not networks:
         raise ValueError(f"network, steps and learning_rate give one value per stage, but their lengths are {lengths}")
+    inputs = words(config.inputs)
+    if len(inputs) not in (1, len(networks)):
+        raise ValueError(f"config.inputs={config.inputs!r}: give one word for all stages, or one for each")
     for network, steps, rate in zip(networks, config.steps, config.learning_rate, strict=True):
         _check_choice("network", network, spec.CHOICES["network"])
         if not isinstance(steps, int) or steps < 1:

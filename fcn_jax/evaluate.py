@@ -26,6 +26,11 @@ from fcn_jax.models.spec import ModelSpec
 Steps = Mapping[tuple[int, int], Callable[..., Any]]
 
 
+def input_names(spec: ModelSpec) -> tuple[str, ...]:
+    """What the images of a network are made of, in the order of their channels."""
+    return tuple(given.name for stream in spec.streams.values() for given, _ in stream)
+
+
 def compile_eval_steps(spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, config: ConfigDict) -> Steps:
     """train_state.eval_step of one network on the batches of one split, compiled over the mesh, by canvas.
 
@@ -47,20 +52,30 @@ def _compile_eval_step(
     step = functools.partial(
         train_state.eval_step,
         model=fcn.FCN(spec, dtype=config.model.dtype),
+        heads=[place for _, place in spec.outputs],
         scales=tuple(config.eval.scales),
         flip=config.eval.flip,
     )
     whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, *canvas, 3), jnp.uint8, sharding=divided),
-        "label": jax.ShapeDtypeStruct((batch_size, *canvas), jnp.uint8, sharding=divided),
-        "size": jax.ShapeDtypeStruct((batch_size, 2), jnp.int32, sharding=divided),
-    }
+    batch = batch_shapes(spec, (batch_size,), canvas, divided)
     params = checkpoint.with_sharding(fcn.abstract_params(spec), places)
     outputs = {"confusion": whole, "loss": whole, "prediction": divided}
     compiled = jax.jit(step, out_shardings=outputs).lower(params, batch).compile()
     sharding.check_memory("eval.batch_size", compiled.memory_analysis(), params, batch_size, mesh)
     return compiled
+
+
+def batch_shapes(
+    spec: ModelSpec, lead: tuple[int, ...], canvas: tuple[int, int], place: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a network is given, of such leading axes: image, label and size."""
+    dtype = jnp.float32 if "depth" in input_names(spec) else jnp.uint8
+    heads = () if len(spec.outputs) == 1 else (len(spec.outputs),)
+    return {
+        "image": jax.ShapeDtypeStruct((*lead, *canvas, len(spec.mean)), dtype, sharding=place),
+        "label": jax.ShapeDtypeStruct((*lead, *canvas, *heads), jnp.uint8, sharding=place),
+        "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32, sharding=place),
+    }
 
 
 def evaluate(
@@ -73,13 +88,16 @@ def evaluate(
     num_threads: int,
     pictures: int = 0,
     corrupt: str = "raise",
+    inputs: Sequence[str] = pipeline.COLOUR,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """The results of `params` on a split, and panels of its first images.
+    """The results of `params` on a split, and panels of its first images; `inputs` are those of the network.
 
     Returns:
       ({per_image: [{id, labelled (pixels), pixel_accuracy, mean_iou}], split, num_examples (that were read),
       num_corrupt (that were not, or were left out when the split was prepared), loss (mean per labelled pixel), the
-      four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB [H', W', 3]).
+      four scores, per_class_iou {name: value}, confusion_matrix}, panels RGB [H', W', 3]). Of a dataset with several
+      heads these are the scores of the first one, and `heads` has those of each, by its name; its panels have a row for
+      each.
     """
     plan = canvases.batches(split.sizes, batch_size)
     dataset = pipeline.eval_dataset(
@@ -89,10 +107,11 @@ def evaluate(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         corrupt=corrupt,
+        inputs=inputs,
     )
     skipped = 0
     confusion = np.zeros((len(split.class_names),) * 2, np.int64)
-    loss = 0.0
+    loss = np.zeros(len(split.heads))
     rows: dict[int, dict[str, Any]] = {}
     panels: dict[int, np.ndarray] = {}
     pending: list[tuple[canvases.Batch, dict[str, jax.Array]]] = []
@@ -100,8 +119,8 @@ def evaluate(
     def add(planned: canvases.Batch, counts: dict[str, jax.Array]) -> None:
         nonlocal confusion, loss
         per_image = jax.device_get(counts["confusion"])
-        rows.update((index, _row(split.ids[index], c)) for index, c in zip(planned.images, per_image, strict=False))
-        confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + float(jax.device_get(counts["loss"]))
+        rows.update((index, _row(split, index, c)) for index, c in zip(planned.images, per_image, strict=False))
+        confusion, loss = confusion + per_image.sum(0, dtype=np.int64), loss + jax.device_get(counts["loss"])
 
     batches = zip(plan, pipeline.iterate(dataset, 0, num_threads), strict=True)
     for planned, batch in progress.bar(batches, f"evaluating {split.split}", len(dataset), "batches"):
@@ -110,24 +129,41 @@ def evaluate(
         counts = steps[planned.canvas](params, sharding.to_devices(arrays, mesh, 0))
         share = batch_size // jax.process_count()
         places = planned.images[jax.process_index() * share :][:share]
-        _add_panels(panels, pictures, places, batch, counts["prediction"], split)
+        _add_panels(panels, pictures, places, batch, counts["prediction"], split, inputs)
         pending.append((planned, counts))
         # Counts are fetched one batch late, so that the devices never wait for the host.
         if len(pending) > 1:
             add(*pending.pop(0))
     for last in pending:
         add(*last)
-    scores = metrics.scores(confusion)
     skipped = distributed.total(skipped)
+    heads = _scores_by_head(split, confusion, loss)
     results = {
         "per_image": [rows[index] for index in sorted(rows)],
         "split": split.split,
         "num_examples": len(split.ids) - skipped,
         "num_corrupt": skipped + len(split.corrupt),
-        "loss": loss / max(int(confusion.sum()), 1),
+        **next(iter(heads.values())),
     }
-    scores["per_class_iou"] = dict(zip(split.class_names, scores["per_class_iou"].tolist(), strict=True))
-    return {**results, **scores, "confusion_matrix": confusion.tolist()}, [panels[index] for index in sorted(panels)]
+    return {**results, **({"heads": heads} if len(heads) > 1 else {})}, [panels[index] for index in sorted(panels)]
+
+
+def _scores_by_head(split: datasets.Split, confusion: np.ndarray, loss: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Loss, scores and confusion matrix of each head by its name."""
+    found: dict[str, dict[str, Any]] = {}
+    for (_, name, _), place, total in zip(split.heads, places_of(split), loss.tolist(), strict=True):
+        part, class_names = confusion[place, place], split.class_names[place]
+        unscored = [index - place.start for index in split.unscored if place.start <= index < place.stop]
+        scores = metrics.scores(part, unscored)
+        scores["per_class_iou"] = dict(zip(class_names, scores["per_class_iou"].tolist(), strict=True))
+        found[name] = {"loss": total / max(int(part.sum()), 1), **scores, "confusion_matrix": part.tolist()}
+    return found
+
+
+def places_of(split: datasets.Split) -> list[slice]:
+    """Where the classes of each head are among those of all."""
+    ends = np.cumsum([count for *_, count in split.heads]).tolist()
+    return [slice(end - count, end) for end, (*_, count) in zip(ends, split.heads, strict=True)]
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
@@ -138,8 +174,6 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
     directory = checkpoint.find(workdir, which)
     whole = sharding.replicated(mesh)
     params, spec = checkpoint.load_params(directory, whole)
-    if len(spec.mean) != 3:
-        raise ValueError(f"the network takes {len(spec.mean)} channels, and the images of {config.data.name} have 3")
     data = datasets.open_split(
         config.data.name,
         split,
@@ -163,6 +197,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         num_threads=config.data.num_threads,
         pictures=config.eval.pictures,
         corrupt=config.data.corrupt,
+        inputs=input_names(spec),
     )
     results = {"step": int(directory.name) if directory.name.isdigit() else 0, **scoring(config), **results}
     if distributed.is_main():
@@ -170,9 +205,10 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
     return results
 
 
-def scoring(config: ConfigDict) -> dict[str, Any]:
-    """What else than the weights the scores depend on: {scales, flip}."""
-    return {"scales": list(config.eval.scales), "flip": config.eval.flip}
+def scoring(config: ConfigDict, inputs: str = "colour") -> dict[str, Any]:
+    """What else than the weights the scores depend on: {scales, flip}, and inputs that are not colour alone."""
+    plain = {"scales": list(config.eval.scales), "flip": config.eval.flip}
+    return plain if inputs == "colour" else {**plain, "inputs": inputs}
 
 
 def results_name(split: str, scales: Sequence[float], *, flip: bool) -> str:
@@ -192,8 +228,7 @@ def write_results(
     """
     name = results_name(split.split, results["scales"], flip=results["flip"])
     rows = results["per_image"]
-    readable = {key: _null_if_nan(value) for key, value in results.items() if key != "per_image"}
-    readable["per_class_iou"] = {key: _null_if_nan(value) for key, value in results["per_class_iou"].items()}
+    readable = _null_if_nan({key: value for key, value in results.items() if key != "per_image"})
     workdir_lib.write(workdir / f"eval_{name}.csv", _csv(rows))
     (workdir / "pictures").mkdir(exist_ok=True)
     for index, picture in enumerate(panels):
@@ -201,11 +236,13 @@ def write_results(
     workdir_lib.write(workdir / f"eval_{name}.json", json.dumps(readable, indent=2) + "\n")  # last: all is there
 
 
-def _row(name: str, confusion: np.ndarray) -> dict[str, Any]:
-    """The scores of one image; the mean IU is over the classes that the image or its prediction has."""
-    scores = metrics.scores(confusion)
+def _row(split: datasets.Split, index: int, confusion: np.ndarray) -> dict[str, Any]:
+    """The scores of one image, by the first head; the mean IU is over classes that it or its prediction has."""
+    first = places_of(split)[0]
+    confusion = confusion[first, first]
+    scores = metrics.scores(confusion, [place for place in split.unscored if place < first.stop])
     kept = {key: scores[key] for key in ("pixel_accuracy", "mean_iou")}
-    return {"id": name, "labelled": int(confusion.sum()), **kept}
+    return {"id": split.ids[index], "labelled": int(confusion.sum()), **kept}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -231,6 +268,7 @@ def _add_panels(
     batch: dict[str, np.ndarray],
     prediction: jax.Array,
     split: datasets.Split,
+    inputs: Sequence[str],
 ) -> None:
     """Keeps those of the first images of the split, by their places, that this process has been given."""
     limit = max(panels) if len(panels) >= most > 0 else len(split.ids)
@@ -240,11 +278,28 @@ def _add_panels(
     local = np.concatenate([jax.device_get(shard.data) for shard in prediction.addressable_shards])
     for k in wanted:
         part = tuple(slice(n) for n in batch["size"][k])
-        arrays = (batch["image"][k][part], batch["label"][k][part], local[k][part])
-        panels[places[k]] = visualize.panel(*arrays, split.class_names, split.palette)
+        shown, heads = _colour(batch["image"][k][part], inputs), len(split.heads)
+        labels, found = (train_state.by_head(x[k][part], heads) for x in (batch["label"], local))
+        rows = [
+            visualize.panel(shown, label, predicted, split.class_names[place], split.palette[place])
+            for label, predicted, place in zip(labels, found, places_of(split), strict=True)
+        ]
+        panels[places[k]] = np.concatenate(rows)
     for place in sorted(panels)[most:]:
         del panels[place]
 
 
+def _colour(image: np.ndarray, inputs: Sequence[str]) -> np.ndarray:
+    """What a person is shown of an image [H, W, C]: its colour, or its first input; uint8 [H, W, 3]."""
+    shown = "colour" if "colour" in inputs else inputs[0]
+    start = sum(pipeline.CHANNELS.get(name, 3) for name in inputs[: inputs.index(shown)])
+    part = image[..., start : start + pipeline.CHANNELS.get(shown, 3)]
+    if part.shape[2] == 1:
+        part = np.repeat(255 * part / max(part.max(), 1), 3, axis=2)
+    return part.astype(np.uint8)
+
+
 def _null_if_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _null_if_nan(part) for key, part in value.items()}
     return None if isinstance(value, float) and np.isnan(value) else value

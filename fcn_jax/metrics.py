@@ -1,5 +1,6 @@
 """Scores of a whole data set from one confusion matrix (the release's score.py; PAMI section 5)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,10 +20,11 @@ def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) 
     return counts[:-1].reshape(num_classes, num_classes).astype(jnp.int32)
 
 
-def scores(confusion: np.ndarray) -> dict[str, Any]:
+def scores(confusion: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, Any]:
     """The four scores of the paper, each 0..1, and `per_class_iou` float64 [C].
 
-    A class absent from truth and prediction is NaN and left out of the means; one that is only predicted scores 0.
+    The classes `unscored` are left out of the means over classes, and have no IU of their own. A class absent from
+    truth and prediction is NaN and left out of the means; one that is only predicted scores 0.
     Without any labelled pixel all are NaN.
     """
     confusion = np.asarray(confusion, np.float64)
@@ -31,8 +33,10 @@ def scores(confusion: np.ndarray) -> dict[str, Any]:
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = correct / truth
         iou = correct / (truth + predicted - correct)
+        accuracy[list(unscored)] = iou[list(unscored)] = np.nan
         pixel_accuracy = correct.sum() / total
-        weighted = (truth[truth > 0] * iou[truth > 0]).sum() / total
+        counted = (truth > 0) & ~np.isnan(iou)
+        weighted = (truth[counted] * iou[counted]).sum() / total
     return {
         "pixel_accuracy": float(pixel_accuracy),
         "mean_accuracy": _nanmean(accuracy),

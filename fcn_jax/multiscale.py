@@ -21,6 +21,7 @@ def scores(
     *,
     scales: Sequence[float],
     flip: bool,
+    heads: Sequence[slice] = (slice(None),),
 ) -> jax.Array:
     """Logarithms float32 [B, H, W, C] of the mean probabilities over all scales, and mirror images if `flip`.
 
@@ -30,6 +31,7 @@ def scores(
       score: gives logits [B, H', W', C] of images float32 [B, H', W', 3] and their sizes int32 [B, 2].
       image: 0..255 [B, H, W, 3]; what lies outside an image's size does not matter.
       sizes: int32 [B, 2], height and width of each image at the top left of its canvas.
+      heads: where the classes of each head are in the logits.
       scales: factors of height and width. Resized is bilinearly, each image up to its own edges.
     """
     if is_plain(scales, flip=flip):
@@ -42,9 +44,17 @@ def scores(
         resized = tuple(max(1, int(n)) for n in np.round(np.array(canvas, np.float32) * np.float32(scale)))
         new_sizes = jnp.maximum(jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32), 1)
         x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
-        probabilities = jax.nn.softmax(score(x, new_sizes).astype(jnp.float32))
+        logits = score(x, new_sizes).astype(jnp.float32)
+        parts = [jax.nn.softmax(logits[..., place]) for place in heads]
+        probabilities = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
         total = total + _resample(probabilities, new_sizes, sizes, canvas, mirrored)
     return jnp.log(jnp.maximum(total / len(ways), jnp.finfo(jnp.float32).tiny))
+
+
+def classes(scores: jax.Array, heads: Sequence[slice] = (slice(None),)) -> jax.Array:
+    """The class of the highest score, uint8 [B, H, W]; of several heads [B, H, W, heads], each from 0 on."""
+    found = [jnp.argmax(scores[..., place], -1).astype(jnp.uint8) for place in heads]
+    return found[0] if len(found) == 1 else jnp.stack(found, -1)
 
 
 def _resample(x: jax.Array, old: jax.Array, new: jax.Array, canvas: tuple[int, ...], mirrored: bool) -> jax.Array:

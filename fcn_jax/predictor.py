@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fcn_jax import checkpoint, multiscale
@@ -41,14 +40,14 @@ class Predictor:
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise ValueError(f"scales {list(scales)}: give factors above 0 and up to 8, such as 0.75,1")
         self.params, self.spec = jax.device_put(params), spec
-        model = fcn.FCN(spec, dtype=dtype)
+        model, heads = fcn.FCN(spec, dtype=dtype), [place for _, place in spec.outputs]
 
         def predict(params: Any, image: jax.Array, sizes: jax.Array) -> jax.Array:
             def score(image: jax.Array, sizes: jax.Array) -> Any:
                 return model.apply({"params": params}, image, sizes)
 
-            logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip)
-            return jnp.argmax(logits, -1).astype(jnp.uint8)
+            logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip, heads=heads)
+            return multiscale.classes(logits, heads)
 
         self._predict = jax.jit(predict)
 
@@ -60,7 +59,8 @@ class Predictor:
             takes as many as its spec has means, in uint8 or float32.
 
         Returns:
-          uint8 [H, W], or [B, H, W], or a list of [H, W], as the images were given.
+          uint8 [H, W], or [B, H, W], or a list of [H, W], as the images were given; of a network with several heads
+          [H, W, heads].
 
         Raises:
           ValueError: not uint8 RGB, or another number of channels than the network has.

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorboardX
 from clu import parameter_overview
@@ -37,7 +36,7 @@ from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models import fcn
-from fcn_jax.models.spec import ModelSpec, configured
+from fcn_jax.models.spec import Head, ModelSpec, configured, parse_inputs
 from fcn_jax.stop import Stop, Stopped
 from fcn_jax.weights import merge
 
@@ -58,9 +57,19 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     writer: tensorboardX.SummaryWriter | None  # None on all processes but the first
 
-    def spec(self, network: str) -> ModelSpec:
+    def spec(self, stage: config_lib.Stage) -> ModelSpec:
         """The network of a stage."""
-        return configured(network, self.config.model, self.train_split.class_names, self.train_split.palette)
+        split = self.train_split
+        inputs, mean = parse_inputs(stage.inputs, split.inputs)
+        return configured(
+            stage.network,
+            self.config.model,
+            class_names=split.class_names,
+            palette=split.palette,
+            mean=mean,
+            inputs=inputs,
+            heads=tuple(Head(name, classes) for _, name, classes in split.heads) if len(split.heads) > 1 else (),
+        )
 
 
 def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -122,14 +131,14 @@ def _train_in(
     if not distributed.all_of(not lost):
         raise ValueError(lost or f"none of the checkpoints in {workdir} can be read")
     step = distributed.of_main(max(checkpoint.saved_steps(workdir), default=0))
-    writer = None
+    writer, last = None, config_lib.stages(config)[-1]
     with contextlib.ExitStack() as stack:
         if distributed.is_main():
             _tell_of_extension(config, workdir, step)
             workdir_lib.write(workdir / "config.json", config_lib.to_json(config))
             _forget_curves_after(workdir, step)
             writer = stack.enter_context(tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1))
-        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, evaluate.scoring(config)))
+        checkpoints = stack.enter_context(checkpoint.Checkpoints(workdir, evaluate.scoring(config, last.inputs)))
         stack.enter_context(distributed.together(workdir))
         if not distributed.all_of((checkpoints.latest_step() or 0) == step):
             raise ValueError(f"not every host sees the checkpoint of step {step} in {workdir}: start again in a minute")
@@ -142,13 +151,15 @@ def _run_stages(run: Run, step: int) -> None:
     _check_globs(run, stages)
     if step:
         made_by = next(stage for stage in stages if step <= stage.end)
-        _check_same_network(run.checkpoints.spec(step), run.spec(made_by.network), run.workdir)
+        _check_same_network(run.checkpoints.spec(step), run.spec(made_by), run.workdir)
         log.info("resuming %s at step %d of %d", run.workdir, step, stages[-1].end)
     params = None
     try:
         for stage in stages:
             if step < stage.end:
                 params = _train_stage(run, stage, params)
+            if step <= stage.end:
+                _keep_for_later(run, stage, params)
     except (KeyboardInterrupt, Stopped):
         kept = run.checkpoints.latest_step() or 0
         log.info("interrupted: the same command goes on from step %d", kept)
@@ -161,7 +172,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
 
     Parameters go from stage to stage on the host, so that the devices never hold those of two.
     """
-    config, spec = run.config, run.spec(stage.network)
+    config, spec = run.config, run.spec(stage)
     optimizer = optim.make_optimizer(
         fcn.abstract_params(spec),
         name=config.optim.name,
@@ -180,7 +191,7 @@ def _train_stage(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     places = sharding.place(abstract, run.mesh, divided=config.sharding.params)
     abstract = checkpoint.with_sharding(abstract, places)
     # Compiled first, since that shows whether the memory suffices.
-    dataset, canvas = _train_dataset(run)
+    dataset, canvas = _train_dataset(run, stage)
     update = _compile_update(run, stage, optimizer, abstract, canvas)
     eval_steps = evaluate.compile_eval_steps(spec, places.params, run.mesh, run.eval_split, config)
     sharding.release_host_memory()
@@ -232,7 +243,7 @@ def _loop(
             losses.clear()
         if saves:
             with clock.stopped():
-                scores = _evaluate(run, state, eval_steps, show_table=last) if evaluates else None
+                scores = _evaluate(run, stage, state, eval_steps, show_table=last) if evaluates else None
                 run.checkpoints.save(state, spec, scores)
         if stops:
             raise stop.stopped()
@@ -253,7 +264,7 @@ def _tell_corrupt(batch: dict[str, np.ndarray], known: set[str]) -> None:
 
 
 def _evaluate(
-    run: Run, state: train_state.TrainState, eval_steps: evaluate.Steps, *, show_table: bool
+    run: Run, stage: config_lib.Stage, state: train_state.TrainState, eval_steps: evaluate.Steps, *, show_table: bool
 ) -> dict[str, Any]:
     """Evaluates on the eval split, writes results, curves and pictures; the scores that go with the checkpoint."""
     results, panels = evaluate.evaluate(
@@ -265,6 +276,7 @@ def _evaluate(
         num_threads=run.config.data.num_threads,
         pictures=run.config.eval.pictures,
         corrupt=run.config.data.corrupt,
+        inputs=stage.input_names,
     )
     step = int(jax.device_get(state.step))
     scores = {key: value for key, value in results.items() if isinstance(value, float)}
@@ -279,20 +291,27 @@ def _evaluate(
         "step %d  eval on %s: %s", step, run.eval_split.split, "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
     )
     if show_table:
-        log.info("%s", metrics.table(results))
+        for name, found in results.get("heads", {"": results}).items():
+            log.info("%s%s", f"{name}:\n" if name else "", metrics.table(found))
     # A split without labels has no mean IU; it must not win.
     mean_iou = float(np.nan_to_num(scores["mean_iou"], nan=-1.0))
-    return {**scores, checkpoint.METRIC: mean_iou, **evaluate.scoring(run.config)}
+    return {**scores, checkpoint.METRIC: mean_iou, **evaluate.scoring(run.config, stage.inputs)}
 
 
 def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     """Host parameters before a stage: those of the stage before, or initial ones with the weights of the config."""
-    init, spec = run.config.init, run.spec(stage.network)
+    init, spec = run.config.init, run.spec(stage)
     initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(run.config.seed))
-    if stage.start:
-        before = next(s for s in config_lib.stages(run.config) if s.end == stage.start)
-        old = previous or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
-        params, _ = merge.merge(spec, weights.from_params(old, run.spec(before.network)), initial=initial)
+    before = _stage_with(run, stage, stage.inputs)
+    streams = {
+        name: _stage_with(run, stage, inputs)
+        for name, inputs in zip(spec.streams, stage.inputs.split("/"), strict=True)
+    }
+    if before is not None:
+        params, _ = merge.merge(spec, _of_stage(run, before, stage, previous), initial=initial)
+    elif all(streams.values()):
+        single = {name: _of_stage(run, found, stage, previous) for name, found in streams.items() if found}
+        params, _ = merge.merge(spec, merge.join(spec, single), initial=initial)
     else:
         found = weights.read(init.weights, init.cache_dir) if init.weights else weights.NONE
         random, skip = config_lib.words(init.random), config_lib.words(init.skip)
@@ -301,7 +320,37 @@ def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
     return params
 
 
-def _train_dataset(run: Run) -> tuple[Any, tuple[int, int]]:
+def _stage_with(run: Run, stage: config_lib.Stage, inputs: str) -> config_lib.Stage | None:
+    """The last stage before `stage` that saw these inputs."""
+    earlier = [s for s in config_lib.stages(run.config) if s.end <= stage.start and s.inputs == inputs]
+    return earlier[-1] if earlier else None
+
+
+def _of_stage(run: Run, found: config_lib.Stage, stage: config_lib.Stage, previous: Any) -> weights.Weights:
+    """What a finished stage has left; `previous` are the parameters of the one right before `stage`."""
+    if found.end == stage.start:
+        params = previous or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
+    else:
+        params, _ = checkpoint.load_params(_kept(run, found))
+    return weights.from_params(params, run.spec(found))
+
+
+def _kept(run: Run, stage: config_lib.Stage) -> pathlib.Path:
+    return run.workdir / "stages" / str(stage.end)
+
+
+def _keep_for_later(run: Run, stage: config_lib.Stage, params: Any) -> None:
+    """Saves the parameters of a stage that is done where a later one than the next starts from them."""
+    later = [s for s in config_lib.stages(run.config) if s.start > stage.end]
+    wanted = any(stage.inputs == inputs for s in later for inputs in (s.inputs, *s.inputs.split("/")))
+    again = any(s.inputs == stage.inputs and s.start == stage.end for s in config_lib.stages(run.config))
+    if wanted and not again and not _kept(run, stage).exists():
+        params = params or checkpoint.load_params(checkpoint.find(run.workdir, "latest"))[0]
+        _kept(run, stage).parent.mkdir(exist_ok=True)
+        checkpoint.save_params(_kept(run, stage), params, run.spec(stage))
+
+
+def _train_dataset(run: Run, stage: config_lib.Stage) -> tuple[Any, tuple[int, int]]:
     """The batches by step, and the height and width of their canvas."""
     data = run.config.data
     canvas = tuple(data.crop_size) or pipeline.largest_size(run.train_split)
@@ -322,6 +371,7 @@ def _train_dataset(run: Run) -> tuple[Any, tuple[int, int]]:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         corrupt=data.corrupt,
+        inputs=stage.input_names,
     )
     return dataset, canvas
 
@@ -337,9 +387,11 @@ def _compile_update(
 ) -> Callable[..., Any]:
     """train_step compiled for the one shape of batch there is; refuses, before any work, what memory cannot hold."""
     config = run.config
+    spec = run.spec(stage)
     step = functools.partial(
         train_state.train_step,
-        model=fcn.FCN(run.spec(stage.network), dropout=config.model.dropout, dtype=config.model.dtype),
+        heads=[place for _, place in spec.outputs],
+        model=fcn.FCN(spec, dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
         class_weights=jax.device_put(datasets.class_weights(config.loss.class_weights, run.train_split)),
@@ -353,11 +405,7 @@ def _compile_update(
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     lead = (config.data.accumulate, config.data.batch_size)
-    batch = {
-        "image": jax.ShapeDtypeStruct((*lead, *canvas, 3), jnp.uint8, sharding=split),
-        "label": jax.ShapeDtypeStruct((*lead, *canvas), jnp.uint8, sharding=split),
-        "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32, sharding=split),
-    }
+    batch = evaluate.batch_shapes(spec, lead, canvas, split)
     began = time.monotonic()
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(abstract, batch).compile()
     needed = sharding.check_memory(
@@ -401,7 +449,7 @@ def _check_same_network(found: ModelSpec, wanted: ModelSpec, workdir: pathlib.Pa
 
 def _check_globs(run: Run, stages: list[config_lib.Stage]) -> None:
     """Raises ValueError for a glob of optim.frozen or optim.own_bias that matches no layer of any stage."""
-    layers = sorted({layer for stage in stages for layer in fcn.abstract_params(run.spec(stage.network))})
+    layers = sorted({layer for stage in stages for layer in fcn.abstract_params(run.spec(stage))})
     optim_config = run.config.optim
     for key, globs in (("frozen", optim_config.frozen), ("own_bias", optim_config.own_bias)):
         for glob in config_lib.words(globs):

@@ -127,8 +127,7 @@ def _labels(folder: pathlib.Path) -> Files:
 
 
 def _read_label(path: pathlib.Path, folder: pathlib.Path) -> None:
-    builder = voc_segmentation.VocSegmentation.__new__(voc_segmentation.VocSegmentation)  # as one that reads only
-    label = builder.read_label(path)
+    label = voc_segmentation.read_label(path)
     assert label.dtype == np.uint8
     assert label.ndim == 2
 
@@ -152,8 +151,8 @@ def _lists(folder: pathlib.Path) -> Files:
 
 
 def _read_list(path: pathlib.Path, folder: pathlib.Path) -> None:
-    builder: Any = camvid.Camvid if "CamVid" in path.parts else voc_segmentation.VocSegmentation
-    for split in ("train",) if builder is camvid.Camvid else ("train", "sbd_train", "train_aug"):
+    builder: Any = camvid if "CamVid" in path.parts else voc_segmentation
+    for split in ("train",) if builder is camvid else ("train", "sbd_train", "train_aug"):
         for example in builder.list_examples(split, folder):
             assert example.image.is_file()
             assert example.label.is_file()

@@ -26,7 +26,7 @@ from PIL import Image
 
 from fcn_jax import config as config_lib
 from fcn_jax.data import canvases, datasets, images, pipeline
-from fcn_jax.data.builders import base, voc_segmentation
+from fcn_jax.data.builders import base
 
 IDS = ["a", "b", "c", "d", "e"]
 
@@ -117,7 +117,7 @@ def test_a_split_that_was_prepared_is_not_prepared_again_and_warned_of_again(voc
     truncate(folder / "SegmentationClass" / "d.png")
     assert opened("train", corrupt="skip").corrupt == ["b", "d"]
     assert len(warnings()) == 3
-    monkeypatch.setattr(voc_segmentation.VocSegmentation, "load", None)  # a second preparation would call it
+    monkeypatch.setattr(base.SegmentationBuilder, "load", None)  # a second preparation would call it
     split = opened("train", corrupt="skip")
     assert (split.ids, split.corrupt) == (["a", "c", "e"], ["b", "d"])
     assert warnings() == ["2 of 5 images of voc_segmentation/train are corrupt and left out: b, d"]
@@ -151,7 +151,7 @@ def test_what_was_prepared_with_skip_is_never_taken_for_the_whole(voc):
 def test_a_split_that_was_prepared_whole_serves_skip_too(voc, warnings, monkeypatch):
     _, opened = voc
     whole = opened("train")
-    monkeypatch.setattr(voc_segmentation.VocSegmentation, "load", None)  # a second preparation would call it
+    monkeypatch.setattr(base.SegmentationBuilder, "load", None)  # a second preparation would call it
     split = opened("train", corrupt="skip")
     assert (whole.corrupt, split.ids, split.corrupt) == ([], IDS, [])
     assert warnings() == []

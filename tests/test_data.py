@@ -29,7 +29,7 @@ from layouts import (
 )
 from PIL import Image
 
-from fcn_jax.data import datasets, downloads
+from fcn_jax.data import datasets, downloads, images
 from fcn_jax.data.builders import base, camvid, shapes, voc_segmentation
 
 
@@ -233,7 +233,7 @@ def test_prepared_anew_when_the_list_or_a_file_changes(voc):
 
 def test_prepared_once(voc, monkeypatch):
     first = voc[1]("train")
-    monkeypatch.setattr(voc_segmentation.VocSegmentation, "load", None)  # a second preparation would call it
+    monkeypatch.setattr(base.SegmentationBuilder, "load", None)  # a second preparation would call it
     second = voc[1]("train")
     assert second.ids == first.ids
     np.testing.assert_array_equal(second.pixel_counts, first.pixel_counts)
@@ -321,23 +321,23 @@ def test_camvid_list_decides_where_there_is_one(tmp_path, separator):
     write_camvid(tmp_path, "train", ["one", "two", "three"], ".jpg")
     lines = [f"/SegNet/CamVid/train/{i}.png /SegNet/CamVid/trainannot/{i}.png" for i in ("two", "one")]
     (tmp_path / "CamVid" / "train.txt").write_text(separator.join(lines))
-    examples = camvid.Camvid.list_examples("train", tmp_path)
+    examples = camvid.list_examples("train", tmp_path)
     assert [e.id for e in examples] == ["two", "one"]
     assert examples[0].image == tmp_path / "CamVid" / "train" / "two.jpg"
     assert examples[0].label == tmp_path / "CamVid" / "trainannot" / "two.png"
     with open(tmp_path / "CamVid" / "train.txt", "a") as file:
         file.write(" /SegNet/CamVid/train/three.png")
     with pytest.raises(ValueError, match=r"train\.txt' has 5 paths"):
-        camvid.Camvid.list_examples("train", tmp_path)
+        camvid.list_examples("train", tmp_path)
 
 
 def test_camvid_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no folder CamVid/train: config\.data\.raw_dir must hold it"):
-        camvid.Camvid.list_examples("train", tmp_path)
+        camvid.list_examples("train", tmp_path)
     write_camvid(tmp_path, "train", ["one"])
     (tmp_path / "CamVid" / "trainannot" / "one.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 files .*trainannot/one\.png"):
-        camvid.Camvid.list_examples("train", tmp_path)
+        camvid.list_examples("train", tmp_path)
 
 
 # shapes
@@ -354,11 +354,11 @@ def test_shapes_is_the_same_everywhere(opened):
 def test_shapes_void_parts_figure_from_ground(opened):
     for example in opened("shapes", "tiny").source:
         label = label_of(example)
-        assert (label == base.VOID).any()
+        assert (label == images.VOID).any()
         assert set(np.unique(label)) <= {0, 1, 2, 3, 4, 5, 255}
         # a step from ground to figure always crosses the border; between figures, one may lie upon another
         for first, second in ((label[:, :-1], label[:, 1:]), (label[:-1], label[1:])):
-            figure = (first != base.VOID) & (second != base.VOID) & ((first == 0) != (second == 0))
+            figure = (first != images.VOID) & (second != images.VOID) & ((first == 0) != (second == 0))
             assert not figure.any()
 
 
@@ -409,17 +409,20 @@ def served(raw, tmp_path, monkeypatch):
     voc_tar = make_tar(web / "voc.tar", raw / "VOCdevkit", "w")
     sbd_tgz = make_tar(web / "sbd.tgz", raw / "benchmark_RELEASE", "w:gz")
     url = f"http://127.0.0.1:{server.server_port}"
-    official = downloads.ARCHIVES
-    archives = {
-        "voc2012": dataclasses.replace(
-            official["voc2012"],
+    served = {
+        voc_segmentation.VOC2012: dataclasses.replace(
+            voc_segmentation.VOC2012,
             url=f"{url}/voc.tar",
             size=len(voc_tar),
             sha256=hashlib.sha256(voc_tar).hexdigest(),
         ),
-        "sbd": dataclasses.replace(official["sbd"], url=f"{url}/sbd.tgz", md5=hashlib.md5(sbd_tgz).hexdigest()),
+        voc_segmentation.SBD: dataclasses.replace(
+            voc_segmentation.SBD, url=f"{url}/sbd.tgz", md5=hashlib.md5(sbd_tgz).hexdigest()
+        ),
     }
-    monkeypatch.setattr(downloads, "ARCHIVES", archives)
+    official = voc_segmentation.DATASET
+    archives = {split: tuple(served[archive] for archive in needed) for split, needed in official.archives.items()}
+    monkeypatch.setattr(voc_segmentation, "DATASET", dataclasses.replace(official, archives=archives))
     yield asked
     server.shutdown()
     server.server_close()
@@ -437,11 +440,11 @@ def test_download_fetches_what_the_split_needs_once(served, tmp_path):
     assert not (raw / "VOCdevkit" / "VOC2012" / "Annotations").exists()
 
 
-def test_download_of_another_hash_is_refused(served, tmp_path, monkeypatch):
-    wrong = dataclasses.replace(downloads.ARCHIVES["sbd"], md5="0" * 32)
-    monkeypatch.setitem(downloads.ARCHIVES, "sbd", wrong)
+def test_download_of_another_hash_is_refused(served, tmp_path):
+    (archive,) = voc_segmentation.DATASET.archives["sbd_train"]
+    wrong = dataclasses.replace(archive, md5="0" * 32)
     with pytest.raises(ValueError, match="md5"):
-        downloads.ensure_raw("voc_segmentation", "sbd_train", tmp_path / "raw")
+        downloads.ensure_raw("voc_segmentation", [wrong], "", tmp_path / "raw")
     assert [p.name for p in (tmp_path / "raw").iterdir()] == [".lock"]
 
 
@@ -458,7 +461,8 @@ def test_camvid_says_what_to_fetch(tmp_path):
 
 
 def test_shapes_needs_no_download(tmp_path):
-    assert downloads.ensure_raw("shapes", "train", tmp_path) == tmp_path
+    assert datasets.find("shapes").archives == {}
+    assert downloads.ensure_raw("shapes", (), "", tmp_path) == tmp_path
 
 
 def tar_with(path, name):
@@ -486,7 +490,7 @@ def test_extraction_refuses(tmp_path, name, error, message):
 
 def test_interrupted_extraction_leaves_nothing(raw, tmp_path):
     data = make_tar(tmp_path / "x.tar", raw / "VOCdevkit", "w")
-    archive = downloads.ARCHIVES["voc2012"]
+    archive = voc_segmentation.VOC2012
     (tmp_path / "x.tar").write_bytes(data[: data.index(b"SegmentationClass/a.png") + 600])
     with pytest.raises(ValueError, match=r"x\.tar' is damaged .*delete it and run again"):
         downloads.extract(tmp_path / "x.tar", archive, tmp_path)
@@ -497,6 +501,10 @@ def test_interrupted_extraction_leaves_nothing(raw, tmp_path):
 
 
 def test_published_hashes_are_whole():
-    for archive in downloads.ARCHIVES.values():
+    found = [
+        archive for name in datasets.DATASETS for needed in datasets.find(name).archives.values() for archive in needed
+    ]
+    assert len(set(found)) == 4
+    for archive in found:
         assert (len(archive.sha256 or ""), len(archive.md5 or "")) in ((64, 0), (0, 32))
         assert all(member.startswith(f"{archive.folder}/") for member in archive.members)

@@ -13,7 +13,7 @@ import pytest
 
 from fcn_jax import export, weights
 from fcn_jax.models import fcn
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import Head, Input, ModelSpec
 
 BOUND = 1e-5  # of the largest logit
 # One pixel, tiny, thin, odd, and the canvas of all: no two sides of any size agree.
@@ -30,6 +30,8 @@ class Case:
     upsampling: str
     at_once: bool = False
     mean: tuple[float, ...] = (104.00699, 116.66877, 122.67892)
+    inputs: tuple[Input, ...] = ()
+    heads: tuple[Head, ...] = ()
 
     def __str__(self):
         at_once, extra = "atonce" * self.at_once, f"{len(self.mean)}ch" * (len(self.mean) > 3)
@@ -37,7 +39,7 @@ class Case:
 
     def spec(self, width=4, fc_width=16, classes=3):
         return ModelSpec(
-            **dataclasses.asdict(self),
+            **vars(self),
             backbone="vgg16",
             width=width,
             fc_width=fc_width,
@@ -61,6 +63,16 @@ FEW = (
     Case("fcn8s", "caffe", "fixed", at_once=True),
 )
 DEPTH = Case("fcn8s", "same", "fixed", mean=(104.0, 116.7, 122.7, 7.8))
+# Two streams, of which one sees colour and depth, and two heads.
+STREAMS = Case(
+    "fcn8s",
+    "caffe",
+    "learned",
+    at_once=True,
+    mean=(*DEPTH.mean, 132.4, 94.1, 118.5),
+    inputs=(Input("colour", 3, "cd"), Input("depth", 1, "cd"), Input("hha", 3, "hha")),
+    heads=(Head("sem", 2), Head("geo", 1)),
+)
 
 
 def random_params(spec, seed=0):
@@ -75,7 +87,9 @@ def random_params(spec, seed=0):
             deviation = (4 * array.shape[2]) ** -0.5  # an output is a sum over the inputs at four positions
         else:
             deviation = (2 / np.prod(array.shape[:-1])) ** 0.5
-        scale = {"score_pool4": 100, "score_pool3": 10000}.get(layer, 1) if spec.at_once and name == "kernel" else 1
+        scale = (
+            {"score_pool4": 100, "score_pool3": 10000}.get(layer[:11], 1) if spec.at_once and name == "kernel" else 1
+        )
         return (scale * deviation * rng.normal(size=array.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, fcn.abstract_params(spec))
@@ -184,6 +198,10 @@ def test_stablehlo_of_a_network_with_depth(expected, tmp_path):
     check_alone(STABLEHLO, "stablehlo", [DEPTH], ("1x1", "29x7"), expected, tmp_path)
 
 
+def test_stablehlo_of_two_streams_and_two_heads(expected, tmp_path):
+    check_alone(STABLEHLO, "stablehlo", [STREAMS], ("29x7",), expected, tmp_path)
+
+
 def test_stablehlo_holds_for_three_platforms_and_names_no_folder(tmp_path):
     path = write(FEW[0], "stablehlo", tmp_path)
     program = jax.export.deserialize(path.read_bytes())
@@ -209,7 +227,7 @@ assert not any(name.startswith(("fcn_jax", "flax")) for name in sys.modules)
 
 
 @pytest.mark.parity("tensorflow")
-@pytest.mark.parametrize("cases", [FEW, (DEPTH,)], ids=("colour", "depth"))
+@pytest.mark.parametrize("cases", [FEW, (DEPTH,), (STREAMS,)], ids=("colour", "depth", "streams"))
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
 def test_savedmodel_runs_on_tensorflow_alone(cases, expected, tmp_path):
     check_alone(SAVEDMODEL, "savedmodel", cases, ("1x1", "batch"), expected, tmp_path)
@@ -224,7 +242,7 @@ def test_savedmodel_runs_on_tensorflow_alone_at_all_sizes(expected, tmp_path):
 
 
 @pytest.mark.parity("onnx", "onnxruntime")
-@pytest.mark.parametrize("case", [*CASES, DEPTH], ids=str)
+@pytest.mark.parametrize("case", [*CASES, DEPTH, STREAMS], ids=str)
 def test_onnx_runs_on_onnxruntime(case, expected, tmp_path):
     import onnx
     import onnxruntime
@@ -312,7 +330,7 @@ def test_safetensors_run_on_pytorch(case, expected, tmp_path):
         check(torch_logits(model, random_images()[name]), expected(case)[name])
 
 
-@pytest.mark.parametrize("case", [*CASES, DEPTH], ids=str)
+@pytest.mark.parametrize("case", [*CASES, DEPTH, STREAMS], ids=str)
 def test_safetensors_are_read_back(case, tmp_path):
     found = weights.read(str(write(case, "safetensors", tmp_path)), tmp_path / "cache")
     assert ModelSpec.from_json(found.model, "here") == case.spec()

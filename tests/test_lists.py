@@ -9,8 +9,8 @@ import pytest
 from layouts import make_label, voc_list, write_camvid, write_image, write_palette_png, write_sbd, write_voc
 
 from fcn_jax.data import lists
-from fcn_jax.data.builders.camvid import Camvid
-from fcn_jax.data.builders.voc_segmentation import VocSegmentation
+from fcn_jax.data.builders import camvid as camvid_lib
+from fcn_jax.data.builders import voc_segmentation
 
 IDS = ["a", "b", "my photo 1", "c.d", "é"]
 TEXT = "a\nb\nmy photo 1\nc.d\né\n"
@@ -47,7 +47,7 @@ def train_list(root):
 
 
 def ids(root, split="train"):
-    return [example.id for example in VocSegmentation.list_examples(split, root)]
+    return [example.id for example in voc_segmentation.list_examples(split, root)]
 
 
 @pytest.mark.parametrize("data", READ.values(), ids=READ)
@@ -127,7 +127,7 @@ def camvid(tmp_path):
 
 
 def camvid_ids(camvid):
-    return [example.id for example in Camvid.list_examples("train", camvid.parent)]
+    return [example.id for example in camvid_lib.list_examples("train", camvid.parent)]
 
 
 def test_what_systems_leave_in_a_folder_is_passed_over(camvid, caplog):

@@ -211,9 +211,14 @@ def test_masked_keeps_what_is_inside_each_extent() -> None:
     assert layers.Map(x, None).masked().x is x
 
 
+def seen(*extra: float) -> spec.ModelSpec:
+    """A network of RGB and further channels."""
+    return dataclasses.replace(model_spec(CASES[0]), mean=(*spec.MEAN_BGR, *extra))
+
+
 def test_preprocessing_is_bgr_minus_the_mean() -> None:
     image = jnp.array([10, 100, 255], jnp.uint8).reshape(1, 1, 1, 3)
-    out = layers.preprocess(image, spec.MEAN_BGR, jnp.float32)
+    out = layers.preprocess(image, seen(), "", jnp.float32)
     assert out.dtype == jnp.float32
     # 255 - 104.00699, 100 - 116.66877, 10 - 122.67892
     np.testing.assert_allclose(out.ravel(), [150.99301, -16.66877, -112.67892], rtol=1e-6)
@@ -221,10 +226,10 @@ def test_preprocessing_is_bgr_minus_the_mean() -> None:
 
 def test_a_fourth_channel_stays_the_fourth_and_has_its_own_mean() -> None:
     image = jnp.array([10, 100, 255, 8]).reshape(1, 1, 1, 4)
-    out = layers.preprocess(image, (*spec.MEAN_BGR, 7.844), jnp.float32)
+    out = layers.preprocess(image, seen(7.844), "", jnp.float32)
     np.testing.assert_allclose(out.ravel(), [150.99301, -16.66877, -112.67892, 0.156], rtol=1e-5)
     with pytest.raises(ValueError, match="the images have 4 channels and the network takes 3"):
-        layers.preprocess(image, spec.MEAN_BGR, jnp.float32)
+        layers.preprocess(image, seen(), "", jnp.float32)
 
 
 # Gradients

@@ -220,7 +220,7 @@ def test_the_next_stage_starts_from_the_last(finished, data_dir, tmp_path, monke
     """Layers of the 32s are carried over; scores that the 8s adds start at zero, its upsampling bilinear."""
     c = tiny_config(data_dir)
     run = train.Run(c, finished, None, *2 * [split_of(data_dir)], checkpoint.Checkpoints(tmp_path), None)
-    spec32, spec8 = run.spec("fcn32s"), run.spec("fcn8s")
+    spec32, spec8 = map(run.spec, config_lib.stages(c))
     old = fcn.init(spec32, jax.random.key(5))
     params = train._initial_params(run, config_lib.stages(c)[1], jax.tree.map(np.asarray, old))
     assert set(params) == set(fcn.abstract_params(spec8))

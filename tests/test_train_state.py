@@ -228,7 +228,7 @@ def test_eval_step_counts(params, batch):
         np.testing.assert_array_equal(results["confusion"][b], own)
         confusion += own
     assert (confusion.sum(0) > 0).sum() > 1  # more than one class is predicted
-    assert float(results["loss"]) == pytest.approx(loss, rel=1e-4)
+    assert float(results["loss"][0]) == pytest.approx(loss, rel=1e-4)
 
 
 class Pixelwise(nn.Module):

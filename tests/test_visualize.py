@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 
 from fcn_jax import visualize
-from fcn_jax.data import images
-from fcn_jax.data.builders import base
+from fcn_jax.data import dataset, images
 
 PALETTE = ((0, 0, 0), (128, 0, 0), (0, 128, 0))
 WHITE = (255, 255, 255)
@@ -113,7 +112,7 @@ def test_legend_of_a_name_wider_than_the_picture():
 
 @pytest.mark.parametrize("num_classes", [2, 6, 11, 21, 256])
 def test_save_mask_keeps_the_ids_as_pixels(tmp_path, num_classes):
-    palette = base.voc_palette(num_classes)
+    palette = dataset.voc_palette(num_classes)
     label = np.random.default_rng(2).integers(0, num_classes, (9, 13)).astype(np.uint8)
     label[0, 0] = num_classes - 1
     visualize.save_mask(tmp_path / "mask.png", label, palette)
@@ -133,5 +132,5 @@ def test_save_mask_writes_png_whatever_the_name(tmp_path):
 def test_a_mask_keeps_ids_beyond_the_palette(tmp_path):
     """With few colours Pillow would write fewer bits, and void 255 as 15."""
     label = np.array([[0, 5, 17, 255]], np.uint8)
-    visualize.save_mask(tmp_path / "mask.png", label, base.voc_palette(6))
+    visualize.save_mask(tmp_path / "mask.png", label, dataset.voc_palette(6))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), label)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.models import upsample
-from fcn_jax.weights import caffe, common
+from fcn_jax.weights import caffe, common, convert
 
 # Protobuf's wire format and the field numbers of caffe.proto.
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
@@ -382,15 +382,56 @@ def convolution(name, shape=(1, 2, 1, 1)):
     return layer(name, "Convolution", blob(ramp(*shape)), blob(ramp(shape[0])))
 
 
-ONLY = "; only VGG16, CaffeNet, GoogLeNet and FCNs on them with one stream and one score_fr are read"
+ONLY = "; only VGG16, CaffeNet, GoogLeNet, FCNs on them and the release's networks of several streams or heads are read"
 UNFIT = {
-    "nyud color-hha": (["conv1_1color", "conv1_1hha"], "it has conv1_1color, conv1_1hha" + ONLY),
-    "nyud color-d": (["conv1_1_bgrd", "conv1_2"], "it has conv1_1_bgrd" + ONLY),
-    "sift flow": (["conv1_1", "score_fr_sem", "score_fr_geo"], "it has score_fr_sem, score_fr_geo" + ONLY),
+    "other streams": (["conv1_1color", "conv1_1depth"], "it has conv1_1color, conv1_1depth" + ONLY),
+    "other heads": (["conv1_1", "score_fr_sem", "score_fr_x"], "it has score_fr_sem, score_fr_x" + ONLY),
     "lenet": (["conv1", "conv2", "conv3", "ip1"], "it has no conv1_1 but conv1, conv2, conv3" + ONLY),
     "nothing": ([], "it has no conv1_1 but no weights at all" + ONLY),
     "duplicates": (["conv1_1", "fc6", "fc7", "fc6"], "several layers are called fc6; get a file as Caffe saves it"),
 }
+
+
+def of_the_release(heads, channels=3, streams=("",)):
+    """The bytes of the layers of a network of several streams or heads, with one filter each."""
+    layers, name = [], {3: "conv1_1", 4: "conv1_1_bgrd"}[channels]
+    for stream in streams:
+        layers.append((name + stream, (2, channels, 3, 3)))
+        layers += [(f"{layer}{stream}", (1, 1, 3, 3)) for layer in common.CONVOLUTIONS[1:]]
+        layers += [(f"fc6{stream}", (1, 1, 7, 7)), (f"fc7{stream}", (1, 1, 1, 1))]
+        layers += [(f"score_fr{stream}{head}", (classes, 1, 1, 1)) for head, classes in heads.items()]
+    return [convolution(name, shape) for name, shape in layers]
+
+
+def test_colour_and_depth_of_the_release(tmp_path):
+    found = caffe.read(write(tmp_path, *of_the_release({"": 40}, channels=4)))
+    inputs = [(given.name, given.channels, given.stream) for given in found.inputs]
+    assert inputs == [("colour", 3, ""), ("depth", 1, "")]
+    assert found.arrays["conv1_1/kernel"].shape == (3, 3, 4, 2)
+    assert found.convention.mean == (116.190, 97.203, 92.318, 7.844)
+    spec = convert.spec_for(found, class_names=[str(k) for k in range(40)], palette=[(0, 0, 0)] * 40)
+    assert (spec.network, spec.mean, spec.width) == ("fcn32s", found.convention.mean, 2)
+    assert spec.inputs == found.inputs
+    assert convert.described_input(spec) == "BGR minus (116.19, 97.203, 92.318) and log depth minus (7.844)"
+
+
+def test_colour_and_hha_of_the_release(tmp_path):
+    found = caffe.read(write(tmp_path, *of_the_release({"": 40}, streams=("color", "hha"))))
+    assert [(given.name, given.stream) for given in found.inputs] == [("colour", "color"), ("hha", "hha")]
+    assert [head.classes for head in found.heads()] == [40]
+    spec = convert.spec_for(found, class_names=[str(k) for k in range(40)], palette=[(0, 0, 0)] * 40)
+    assert spec.mean == (116.190, 97.203, 92.318, 132.431, 94.076, 118.477)
+    assert list(spec.streams) == ["color", "hha"]
+    assert spec.fc_width == 1
+
+
+def test_two_heads_of_the_release(tmp_path):
+    found = caffe.read(write(tmp_path, *of_the_release({"_sem": 33, "_geo": 3})))
+    spec = convert.spec_for(found, class_names=[str(k) for k in range(36)], palette=[(0, 0, 0)] * 36)
+    assert [(head.name, head.classes) for head, _ in spec.outputs] == [("sem", 33), ("geo", 3)]
+    assert spec.mean == (114.578, 115.294, 108.353)
+    with pytest.raises(ValueError, match="score_fr has 36 classes, but 21 are named"):
+        convert.spec_for(found, class_names=["x"] * 21, palette=[(0, 0, 0)] * 21)
 
 
 @pytest.mark.parametrize("case", UNFIT)
@@ -467,7 +508,7 @@ def test_layers_that_do_not_fit(tmp_path, case):
 
 def test_channels(tmp_path):
     path = write(tmp_path, convolution("conv1_1", (2, 4, 3, 3)))
-    assert failure(path) == ": layer 'conv1_1' (Convolution): it takes 4 channels, and only networks of 3 are read"
+    assert failure(path) == ": layer 'conv1_1' takes 4 channels, and 3 are known by their names"
 
 
 def bad_blob(content):

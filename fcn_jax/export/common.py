@@ -25,8 +25,9 @@ def model_json(spec: ModelSpec) -> str:
 
 
 def image_dtype(spec: ModelSpec) -> np.dtype:
-    """uint8; float32 for networks with further input channels, since depth and the like do not fit into 8 bits."""
-    return np.dtype(np.uint8 if len(spec.mean) == 3 else np.float32)
+    """uint8; float32 for networks with other channels than colour and HHA, since depth does not fit into 8 bits."""
+    names = {given.name for parts in spec.streams.values() for given, _ in parts}
+    return np.dtype(np.uint8 if names <= {"colour", "hha"} else np.float32)
 
 
 def function(spec: ModelSpec) -> Callable[[Any, jax.Array], jax.Array]:
@@ -88,9 +89,10 @@ def torch_arrays(params: Any, spec: ModelSpec) -> dict[str, np.ndarray]:
         if "bias" in values:
             arrays[f"{layer}.bias"] = np.array(values["bias"], np.float32)
     if spec.upsampling == "fixed":
-        for layer, size in kernels.items():
-            kernel = upsample.bilinear_kernel(size, len(spec.class_names))
-            arrays[f"{layer}.weight"] = torch_kernel(kernel, transposed=True)
+        for head, _ in spec.outputs:
+            for layer, size in spec.kernels(head).items():
+                kernel = upsample.bilinear_kernel(size, head.classes)
+                arrays[f"{layer}.weight"] = torch_kernel(kernel, transposed=True)
     return arrays
 
 

@@ -15,7 +15,7 @@ from fcn_jax.export import common
 from fcn_jax.models import fcn, upsample
 from fcn_jax.models.grid import Grid, stride_of
 from fcn_jax.models.layers import Layers, Map
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import Head, ModelSpec
 
 CARRIES_MODEL_JSON = True
 OPSET = 13
@@ -87,6 +87,7 @@ class _Layers(Layers):
         groups: int = 1,
         zero: bool = False,
     ) -> Map:
+        name += self.suffix
         kernel, bias = self.graph.params[name]["kernel"], self.graph.params[name]["bias"]
         weight = self.graph.constant(f"{name}.weight", common.torch_kernel(kernel))
         inputs = [m.x, weight, self.graph.constant(f"{name}.bias", np.array(bias))]
@@ -100,14 +101,14 @@ class _Layers(Layers):
 
     def max_pool(self, m: Map, name: str, size: int, *, stride: int = 2, padding: int = 0) -> Map:
         window = _window(size, stride, self.pads(size, padding, beyond=stride - 1))
-        x = self.graph.node("MaxPool", [m.x], name, **window)
+        x = self.graph.node("MaxPool", [m.x], name + self.suffix, **window)
         return Map(x, None, m.grid.windows(size, stride, padding))
 
     def concatenate(self, maps: Sequence[Map], name: str) -> Map:
-        return maps[0].with_cells(self.graph.node("Concat", [m.x for m in maps], name, axis=1))
+        return maps[0].with_cells(self.graph.node("Concat", [m.x for m in maps], name + self.suffix, axis=1))
 
     def local_response_norm(self, m: Map, name: str) -> Map:
-        return m.with_cells(self.graph.node("LRN", [m.x], name, size=5, alpha=1e-4, beta=0.75))
+        return m.with_cells(self.graph.node("LRN", [m.x], name + self.suffix, size=5, alpha=1e-4, beta=0.75))
 
     def drop(self, m: Map) -> Map:
         return m
@@ -124,16 +125,27 @@ def _model(params: Any, spec: ModelSpec) -> Any:
     graph = _Graph(params, spec)
     graph.integers("height_width", 2, 3)
     graph.integers("image_height_width", 1, 2)
-    layers = _Layers(spec.geometry == "caffe", np.float32, graph=graph)
-    maps = fcn.ENCODERS[spec.backbone](Map(_preprocess(graph), None), layers, spec.width, spec.fc_width)
-    m = layers.conv(maps[spec.last], "score_fr", len(spec.class_names), 1)
-    *between, last = spec.upsampling_kernels.items()
-    for (name, size), skip in zip(between, spec.skips, strict=True):
-        m = _fuse(graph, _upsample(graph, m, name, size), _scored(layers, maps[skip], skip), skip)
-    m = _upsample(graph, m, *last)
-    score = graph.crop(m.x, "score", m.grid.offset(Grid()), "image", "image_height_width")
-    graph.node("Transpose", [score], "logits", perm=(0, 2, 3, 1))
+    streams = {}
+    for stream in spec.streams:
+        layers = _Layers(spec.geometry == "caffe", np.float32, suffix=stream, graph=graph)
+        data = Map(_preprocess(graph, stream), None)
+        streams[stream] = fcn.ENCODERS[spec.backbone](data, layers, spec.width, spec.fc_width)
+    scores = [_decode(graph, streams, head) for head, _ in spec.outputs]
+    whole = graph.node("Concat", scores, "score", axis=1) if len(scores) > 1 else scores[0]
+    graph.node("Transpose", [whole], "logits", perm=(0, 2, 3, 1))
     return _finished(graph)
+
+
+def _decode(graph: _Graph, streams: dict[str, dict[str, Map]], head: Head) -> str:
+    """The scores of one head."""
+    spec, suffix = graph.spec, head.suffix
+    m = _score(graph, streams, "score_fr", spec.last, head)
+    *between, last = spec.kernels(head).items()
+    for (name, size), skip in zip(between, spec.skips, strict=True):
+        score = _score(graph, streams, f"score_{skip}", skip, head, spec.scale(skip))
+        m = _fuse(graph, _upsample(graph, m, name, size, head), score, f"fuse_{skip}{suffix}")
+    m = _upsample(graph, m, *last, head)
+    return graph.crop(m.x, f"score{suffix}", m.grid.offset(Grid()), "image", "image_height_width")
 
 
 def _finished(graph: _Graph) -> Any:
@@ -149,33 +161,52 @@ def _finished(graph: _Graph) -> Any:
     return model
 
 
-def _preprocess(graph: _Graph) -> str:
-    """`image` as BGR minus the mean, NCHW."""
-    mean = np.array(graph.spec.mean, np.float32)
-    order = graph.integers("bgr_order", 2, 1, 0, *range(3, len(mean)))
-    x = graph.node("Gather", ["image", order], "bgr", axis=3)
-    x = graph.node("Cast", [x], "float", to=graph.onnx.TensorProto.FLOAT)
-    x = graph.node("Sub", [x, graph.constant("mean", mean)], "data")
-    return graph.node("Transpose", [x], "data_nchw", perm=(0, 3, 1, 2))
+def _preprocess(graph: _Graph, stream: str) -> str:
+    """What a stream sees of `image`, NCHW; as layers.preprocess."""
+    parts = []
+    for given, place in graph.spec.streams[stream]:
+        name = f"{given.name}{stream}"
+        channels = list(range(place.start, place.stop))
+        if given.name == "colour":
+            channels.reverse()
+        x = graph.node("Gather", ["image", graph.integers(f"{name}_channels", *channels)], name, axis=3)
+        x = graph.node("Cast", [x], f"{name}_float", to=graph.onnx.TensorProto.FLOAT)
+        if given.name == "depth":
+            x = graph.node("Max", [x, graph.constant(f"{name}_least", np.ones(1, np.float32))], f"{name}_max")
+            x = graph.node("Log", [x], f"{name}_log")
+        mean = graph.constant(f"{name}_mean", np.array(graph.spec.mean[place], np.float32))
+        parts.append(graph.node("Sub", [x, mean], f"{name}_data"))
+    x = graph.node("Concat", parts, f"data{stream}", axis=3) if len(parts) > 1 else parts[0]
+    return graph.node("Transpose", [x], f"data{stream}_nchw", perm=(0, 3, 1, 2))
 
 
-def _scored(layers: _Layers, m: Map, skip: str) -> Map:
-    graph = layers.graph
-    if graph.spec.at_once:
-        scale = graph.constant(f"scale_{skip}.weight", np.array(graph.spec.scale(skip), np.float32))
-        m = m.with_cells(graph.node("Mul", [m.x, scale], f"scale_{skip}"))
-    return layers.conv(m, f"score_{skip}", len(graph.spec.class_names), 1)
+def _score(
+    graph: _Graph, streams: dict[str, dict[str, Map]], name: str, of: str, head: Head, scale: float = 1.0
+) -> Map:
+    """As FCN._score."""
+    maps = []
+    for stream, encoded in streams.items():
+        m, suffix = encoded[of], stream + head.suffix
+        if scale != 1:
+            factor = graph.constant(f"scale_{of}{suffix}.weight", np.array(scale, np.float32))
+            m = m.with_cells(graph.node("Mul", [m.x, factor], f"scale_{of}{suffix}"))
+        layers = _Layers(graph.spec.geometry == "caffe", np.float32, suffix=suffix, graph=graph)
+        maps.append(layers.conv(m, name, head.classes, 1))
+    if len(maps) == 1:
+        return maps[0]
+    fused = f"{name}_fused{head.suffix}"
+    return maps[0].with_cells(graph.node("Mean", [m.x for m in maps], fused))
 
 
-def _fuse(graph: _Graph, a: Map, b: Map, skip: str) -> Map:
+def _fuse(graph: _Graph, a: Map, b: Map, name: str) -> Map:
     """As layers.add."""
     larger, smaller = (a, b) if a.grid.start <= b.grid.start else (b, a)
     cropped = graph.crop(larger.x, f"{larger.x}c", larger.grid.offset(smaller.grid), smaller.x)
-    return smaller.with_cells(graph.node("Add", [cropped, smaller.x], f"fuse_{skip}"))
+    return smaller.with_cells(graph.node("Add", [cropped, smaller.x], name))
 
 
-def _upsample(graph: _Graph, m: Map, name: str, size: int) -> Map:
-    stride, classes = stride_of(size), len(graph.spec.class_names)
+def _upsample(graph: _Graph, m: Map, name: str, size: int, head: Head) -> Map:
+    stride, classes = stride_of(size), head.classes
     fixed = graph.spec.upsampling == "fixed"
     if fixed:
         kernel = np.repeat(upsample.bilinear_kernel(size, 1).transpose(2, 3, 0, 1), classes, 0)

@@ -9,7 +9,15 @@ from fcn_jax.models.spec import MEAN_BGR, ModelSpec
 
 CARRIES_MODEL_JSON = False
 # What pytorch-fcn's networks are, each with no choice.
-_WANTED = {"backbone": "vgg16", "geometry": "caffe", "width": 64, "fc_width": 4096, "mean": MEAN_BGR}
+_WANTED = {
+    "backbone": "vgg16",
+    "geometry": "caffe",
+    "width": 64,
+    "fc_width": 4096,
+    "mean": MEAN_BGR,
+    "inputs": (),
+    "heads": (),
+}
 _CLASSES = {"fcn32s": "FCN32s", "fcn16s": "FCN16s", "fcn8s": "FCN8s"}
 
 

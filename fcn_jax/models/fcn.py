@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from fcn_jax.models import upsample
 from fcn_jax.models.backbones import alexnet, googlenet, vgg16
 from fcn_jax.models.grid import Grid
-from fcn_jax.models.layers import Layers, Map, add, at_least_float32, preprocess
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.layers import Layers, Map, add, at_least_float32, mean_of, preprocess
+from fcn_jax.models.spec import Head, ModelSpec
 
 ENCODERS: dict[str, Callable[[Map, Layers, int, int], dict[str, Map]]] = {
     "vgg16": vgg16.encode,
@@ -53,21 +53,39 @@ class FCN(nn.Module):
         Returns:
           Logits float32 [B, H, W, num_classes]; inside each image's size exactly those that it has alone.
         """
-        spec, dtype = self.spec, at_least_float32(self.dtype)
-        data = Map(preprocess(image, spec.mean, dtype), sizes).masked()
-        layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train)
-        encode = ENCODERS[spec.backbone]
-        maps = encode(data.with_cells(data.x.astype(self.dtype)), layers, spec.width, spec.fc_width)
-        m = self._score("score_fr", maps[spec.last])
-        *between, last = spec.upsampling_kernels.items()
-        for (name, size), skip in zip(between, spec.skips, strict=True):
-            m = add(self._upsample(name, m, size), self._score(f"score_{skip}", maps[skip], spec.scale(skip)))
-        return self._upsample(last[0], m, last[1]).cropped(Grid(), image.shape[1:3])
+        spec = self.spec
+        streams = {stream: self._encode(image, sizes, stream, train=train) for stream in spec.streams}
+        logits = [self._decode(streams, head, image.shape[1:3]) for head, _ in spec.outputs]
+        return logits[0] if len(logits) == 1 else jnp.concatenate(logits, -1)
 
-    def _score(self, name: str, m: Map, scale: float = 1.0) -> Map:
-        layers = Layers(self.spec.geometry == "caffe", at_least_float32(self.dtype))
-        x = m.x if scale == 1 else m.x * jnp.asarray(scale, m.x.dtype)
-        return layers.conv(m.with_cells(x.astype(layers.dtype)), name, len(self.spec.class_names), 1, zero=True)
+    def _encode(self, image: jax.Array, sizes: jax.Array | None, stream: str, *, train: bool) -> dict[str, Map]:
+        """The maps that are scored, of one stream."""
+        spec, dtype = self.spec, at_least_float32(self.dtype)
+        data = Map(preprocess(image, spec, stream, dtype), sizes).masked()
+        layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train, stream)
+        data = data.with_cells(data.x.astype(self.dtype))
+        return ENCODERS[spec.backbone](data, layers, spec.width, spec.fc_width)
+
+    def _decode(self, streams: dict[str, dict[str, Map]], head: Head, size: tuple[int, ...]) -> jax.Array:
+        """The logits of one head."""
+        spec = self.spec
+        m = self._score(streams, "score_fr", spec.last, head)
+        *between, last = spec.kernels(head).items()
+        for (name, kernel), skip in zip(between, spec.skips, strict=True):
+            score = self._score(streams, f"score_{skip}", skip, head, spec.scale(skip))
+            m = add(self._upsample(name, m, kernel), score)
+        return self._upsample(last[0], m, last[1]).cropped(Grid(), size)
+
+    def _score(self, streams: dict[str, dict[str, Map]], name: str, of: str, head: Head, scale: float = 1.0) -> Map:
+        """The scores of a map, their mean over the streams."""
+        maps = []
+        for stream, encoded in streams.items():
+            layers = Layers(self.spec.geometry == "caffe", at_least_float32(self.dtype), suffix=stream + head.suffix)
+            x = encoded[of].x
+            x = x if scale == 1 else x * jnp.asarray(scale, x.dtype)
+            m = encoded[of].with_cells(x.astype(layers.dtype))
+            maps.append(layers.conv(m, name, head.classes, 1, zero=True))
+        return mean_of(maps)
 
     def _upsample(self, name: str, m: Map, size: int) -> Map:
         if self.spec.upsampling == "learned":

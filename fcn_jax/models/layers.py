@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from fcn_jax.models import convolution
 from fcn_jax.models.grid import Grid
+from fcn_jax.models.spec import ModelSpec
 
 
 class Map(NamedTuple):
@@ -51,16 +52,32 @@ def add(a: Map, b: Map) -> Map:
     return smaller.with_cells(x).masked()
 
 
-def preprocess(image: jax.Array, mean: tuple[float, ...], dtype: Any) -> jax.Array:
-    """RGB [B, H, W, 3] in 0..255 -> BGR minus the mean (B, G, R); channels after the third stay where they are.
+def mean_of(maps: Sequence[Map]) -> Map:
+    """The mean of maps of the same cells (the release's score_fused)."""
+    if len(maps) == 1:
+        return maps[0]
+    return maps[0].with_cells(sum(m.x for m in maps) * jnp.asarray(1 / len(maps), maps[0].x.dtype))
+
+
+def preprocess(image: jax.Array, spec: ModelSpec, stream: str, dtype: Any) -> jax.Array:
+    """What a stream of a network sees: its channels of images [B, H, W, C], minus their means.
+
+    Colour, RGB in 0..255, becomes BGR; of depth it is the natural logarithm, as in the release's nyud_layers.py, where
+    what is below 1 (a millimetre, say) counts as 1; other channels are as they are.
 
     Raises:
       ValueError: the image has not one channel for each value of the mean.
     """
-    if image.shape[-1] != len(mean):
-        raise ValueError(f"the images have {image.shape[-1]} channels and the network takes {len(mean)}")
-    bgr = jnp.concatenate([image[..., 2::-1], image[..., 3:]], -1)
-    return bgr.astype(dtype) - jnp.asarray(mean, dtype).reshape(1, 1, 1, -1)
+    if image.shape[-1] != len(spec.mean):
+        raise ValueError(f"the images have {image.shape[-1]} channels and the network takes {len(spec.mean)}")
+    parts = []
+    for given, place in spec.streams[stream]:
+        x = image[..., place]
+        if given.name == "depth":
+            x = jnp.log(jnp.maximum(x.astype(dtype), 1))
+        x = x[..., ::-1] if given.name == "colour" else x
+        parts.append(x.astype(dtype) - jnp.asarray(spec.mean[place], dtype).reshape(1, 1, 1, -1))
+    return jnp.concatenate(parts, -1)
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -77,12 +94,14 @@ class Layers:
         become ceil(n / stride), and what is padded after them follows from that.
       dtype: what is computed in; parameters are float32.
       dropout: rate, without effect unless `train`.
+      suffix: of the names of all layers.
     """
 
     caffe: bool
     dtype: Any
     dropout: float = 0.0
     train: bool = False
+    suffix: str = ""
 
     def pads(self, size: int, padding: int, beyond: int = 0) -> tuple[int, int]:
         """Cells before and after the map; in Caffe's sizes a window may end `beyond` what is padded."""
@@ -115,7 +134,7 @@ class Layers:
             dtype=self.dtype,
             conv_general_dilated=lambda x, kernel, *_, **__: convolution.convolve(x, kernel, pads, stride, groups),
             kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
-            name=name,
+            name=name + self.suffix,
         )
         return _resized(m, layer(m.x), sized, m.grid.windows(size, stride, padding)).masked()
 

@@ -4,7 +4,9 @@ Evaluation, prediction and export need nothing else to build a network around it
 """
 
 import dataclasses
+import itertools
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -43,6 +45,42 @@ BACKBONES = {
     "alexnet_torchvision": Backbone("conv1", (), fc6=6, odd_kernels=True),
     "googlenet": Backbone("conv1_7x7_s2", ("inception_4e", "inception_3b"), 0, "inception_5b", odd_kernels=True),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Some of an image's channels, in a row.
+
+    Attributes:
+      name: what they show. The network takes `colour`, which is RGB, as BGR, and of `depth` the logarithm.
+      channels: how many they are.
+      stream: suffix of the layers that see them. Inputs of one stream are seen together (early fusion); the scores of
+        several streams are averaged (late fusion).
+    """
+
+    name: str
+    channels: int
+    stream: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """Some of the classes, in a row, of which each pixel has one; its layers are score_fr_<name> and so on.
+
+    Attributes:
+      name: empty where it is the only one, whose layers have no suffix.
+      classes: how many they are.
+    """
+
+    name: str
+    classes: int
+
+    @property
+    def suffix(self) -> str:
+        """Of its layers."""
+        return f"_{self.name}" if self.name else ""
+
+
 NETWORKS = {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2}  # and how many skips they fuse, from the deepest on
 GEOMETRIES = ("caffe", "same")
 UPSAMPLINGS = ("fixed", "learned")
@@ -73,6 +111,32 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= 255 and all(map(check, value))
 
 
+def _is_input(value: Any) -> bool:
+    return _is_record(value, Input) and _is_name(value["name"]) and _is_name(value["stream"], least=0)
+
+
+def _is_head(value: Any) -> bool:
+    return _is_record(value, Head) and _is_name(value["name"])
+
+
+def _is_record(value: Any, kind: type) -> bool:
+    """Of text, and of one whole number from 1 to 255."""
+    names = {field.name: field.type for field in dataclasses.fields(kind)}
+    return (
+        isinstance(value, dict)
+        and value.keys() == names.keys()
+        and all(_is_whole(value[name], 1, 255) for name, type_ in names.items() if type_ is int)
+    )
+
+
+def _is_name(value: Any, least: int = 1) -> bool:
+    return isinstance(value, str) and least <= len(value) <= 100 and re.fullmatch(r"[a-z0-9_]*", value) is not None
+
+
+def _sums_to(parts: Sequence[int], whole: int) -> bool:
+    return not parts or sum(parts) == whole
+
+
 _WIDTH = (lambda value: _is_whole(value, 1, 2**16), "a whole number from 1 to 65536")
 # What the others must be, and how that is said; 255 is void.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -82,6 +146,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (_list_of(lambda name: isinstance(name, str) and name.isprintable()), "1 to 255 printable names"),
     "palette": (_list_of(_is_colour), "1 to 255 colours of three whole numbers from 0 to 255"),
     "mean": (_list_of(_is_channel), "one number per input channel"),
+    "inputs": (lambda value: value in ((), []) or _list_of(_is_input)(value), "a list of name, channels and stream"),
+    "heads": (lambda value: value in ((), []) or _list_of(_is_head)(value), "a list of name and classes"),
 }
 
 
@@ -96,8 +162,10 @@ class ModelSpec:
       at_once: scale the skips as the at-once network does.
       upsampling: `fixed` (bilinear, no parameters) or `learned` (dense kernels that start bilinear).
       width, fc_width: channels of the first layer and of fc6 and fc7; 64 and 4096 are VGG16.
-      class_names, palette: name and colour (RGB 0..255) of each class.
+      class_names, palette: name and colour (RGB 0..255) of each class, those of several heads side by side.
       mean: (B, G, R), subtracted from the image; each further value is the mean of a further channel.
+      inputs: what the channels are; empty: RGB, and further channels as they are, in one stream.
+      heads: how the classes are divided; empty: into one head of all.
     """
 
     network: str
@@ -110,6 +178,24 @@ class ModelSpec:
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     mean: tuple[float, ...] = MEAN_BGR
+    inputs: tuple[Input, ...] = ()
+    heads: tuple[Head, ...] = ()
+
+    @property
+    def streams(self) -> dict[str, list[tuple[Input, slice]]]:
+        """{stream: its inputs, and where their channels are in the image}."""
+        extra = len(self.mean) - 3
+        inputs = self.inputs or (Input("colour", 3), *([Input("more", extra)] if extra > 0 else []))
+        result: dict[str, list[tuple[Input, slice]]] = {}
+        for given, place in zip(inputs, _places([given.channels for given in inputs]), strict=True):
+            result.setdefault(given.stream, []).append((given, place))
+        return result
+
+    @property
+    def outputs(self) -> list[tuple[Head, slice]]:
+        """The heads, and where their classes are in the logits."""
+        heads = self.heads or (Head("", len(self.class_names)),)
+        return list(zip(heads, _places([head.classes for head in heads]), strict=True))
 
     @property
     def skips(self) -> tuple[str, ...]:
@@ -125,18 +211,25 @@ class ModelSpec:
         """What a skip is multiplied by before it is scored."""
         return AT_ONCE_SCALES[self.skips.index(skip)] if self.at_once else 1.0
 
-    @property
-    def upsampling_kernels(self) -> dict[str, int]:
-        """{layer: size of its kernel} in order: by 2 to each skip, and the rest; parameters where they are learned."""
+    def kernels(self, head: Head) -> dict[str, int]:
+        """{layer of a head: size of its upsampling kernel} in order: by 2 to each skip, and the rest."""
         skips, odd = self.skips, BACKBONES[self.backbone].odd_kernels
         stride = 32 >> len(skips)
         names = ("upscore2", *(f"upscore_{skip}" for skip in skips))[: len(skips)]
         last = f"upscore{stride}" if skips else "upscore"
-        return {**dict.fromkeys(names, 4 - odd), last: 2 * stride - odd}
+        sizes = {**dict.fromkeys(names, 4 - odd), last: 2 * stride - odd}
+        return {f"{name}{head.suffix}": size for name, size in sizes.items()}
+
+    @property
+    def upsampling_kernels(self) -> dict[str, int]:
+        """The same of all heads; they are parameters where upsampling is learned."""
+        return {name: size for head, _ in self.outputs for name, size in self.kernels(head).items()}
 
     def to_json(self) -> dict[str, Any]:
-        """What model.json holds."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        """What model.json holds: of a network with one input and one head no word of either."""
+        fields = dataclasses.asdict(self)
+        optional = ("inputs", "heads")
+        return {"format_version": FORMAT_VERSION, **{k: v for k, v in fields.items() if v or k not in optional}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> "ModelSpec":
@@ -147,7 +240,7 @@ class ModelSpec:
         if version != FORMAT_VERSION:
             found = reprlib.repr(version)
             raise ValueError(f"{where}: format_version {found}, but this version of fcn_jax reads {FORMAT_VERSION}")
-        data.setdefault("mean", MEAN_BGR)  # model.json did not always have it
+        data = {"mean": MEAN_BGR, "inputs": [], "heads": [], **data}  # model.json does not always have them
         if data.keys() != fields:
             raise ValueError(f"{where}: keys {reprlib.repr(sorted(data.keys() ^ fields))} are missing or unknown")
         for key, choices in CHOICES.items():
@@ -160,6 +253,14 @@ class ModelSpec:
         classes, colours = len(data["class_names"]), len(data["palette"])
         if classes != colours:
             raise ValueError(f"{where}: there are {classes} class_names but {colours} colours in the palette")
+        data["inputs"] = tuple(Input(**item) for item in data["inputs"])
+        data["heads"] = tuple(Head(**item) for item in data["heads"])
+        for key, parts, whole in (
+            ("inputs", [item.channels for item in data["inputs"]], len(data["mean"])),
+            ("heads", [item.classes for item in data["heads"]], classes),
+        ):
+            if not _sums_to(parts, whole):
+                raise ValueError(f"{where}: {key} have {sum(parts)} parts, and there are {whole}")
         reason = misfit(data["network"], data["backbone"], data["width"])
         if reason:
             raise ValueError(f"{where}: {reason}")
@@ -174,6 +275,12 @@ class ModelSpec:
         return [f"{key}: {mine!r} is not {theirs!r}" for (key, mine), theirs in pairs if mine != theirs]
 
 
+def _places(lengths: Sequence[int]) -> list[slice]:
+    """Where parts of such lengths are, side by side."""
+    ends = list(itertools.accumulate(lengths))
+    return [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+
+
 def misfit(network: str, backbone: str, width: int) -> str:
     """Why there is no such network on a backbone, empty if there is."""
     found = BACKBONES[backbone]
@@ -185,16 +292,43 @@ def misfit(network: str, backbone: str, width: int) -> str:
     return ""
 
 
+def parse_inputs(text: str, means: Mapping[str, Sequence[float]]) -> tuple[tuple[Input, ...], tuple[float, ...]]:
+    """What `colour`, `colour+depth` (one stream that sees both) or `colour/hha` (two streams) describe.
+
+    Args:
+      means: {name: mean of each channel} of the inputs that there are; empty for those of VOC's colour.
+
+    Returns:
+      (inputs, mean), the inputs empty for colour alone. The streams of several are named by their inputs; `colour` is
+      `color` in the names of layers, as the release has them.
+
+    Raises:
+      ValueError: no such input, or one twice.
+    """
+    inputs: list[Input] = []
+    mean: list[float] = []
+    streams = [stream.split("+") for stream in text.split("/")]
+    for names in streams:
+        suffix = "_".join(names).replace("colour", "color") if len(streams) > 1 else ""
+        for name in names:
+            if name not in means or any(given.name == name for given in inputs):
+                raise ValueError(
+                    f"config.inputs has {text!r}: give each of {', '.join(means)} at most once, + between those of one"
+                    " stream and / between streams"
+                )
+            found = tuple(means[name]) or MEAN_BGR
+            inputs.append(Input(name, len(found), suffix))
+            mean += found
+    return () if text == "colour" else tuple(inputs), tuple(mean)
+
+
 # What of it a config chooses; the network is the stage's, the classes are the dataset's.
 ARCHITECTURE = ("backbone", "geometry", "at_once", "upsampling", "width", "fc_width")
 
 
-def configured(
-    network: str, model: Mapping[str, Any], class_names: Sequence[str], palette: Sequence[tuple[int, int, int]]
-) -> ModelSpec:
-    """The spec of a stage's network, with ARCHITECTURE of `model`, which may hold other keys too."""
-    chosen = {key: model[key] for key in ARCHITECTURE}
-    return ModelSpec(network, **chosen, class_names=tuple(class_names), palette=tuple(palette))
+def configured(network: str, model: Mapping[str, Any], **others: Any) -> ModelSpec:
+    """The spec of a stage's network, with ARCHITECTURE of `model`, which may hold other keys too, and `others`."""
+    return ModelSpec(network, **{key: model[key] for key in ARCHITECTURE}, **others)
 
 
 def read(path: Any) -> ModelSpec:

@@ -26,7 +26,9 @@ _CONVENTION = flags.DEFINE_string(
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", 21, "How many classes, where the weights have no scores.", lower_bound=1, upper_bound=255
 )
-_CLASS_NAMES = flags.DEFINE_list("class_names", [], "Default: the weights' own, VOC's for 21 classes, else numbers.")
+_CLASS_NAMES = flags.DEFINE_list(
+    "class_names", [], "Default: the weights' own, the dataset's for 21, 40, 60 and 33 + 3, else numbers."
+)
 _EXTRA_MEANS = flags.DEFINE_list("extra_means", [], "Adds input channels of these means, such as 7.844 for log depth.")
 _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/fcn_jax/weights", "Where downloads are kept.")
 
@@ -43,15 +45,14 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--output={str(output)!r} exists: name a new folder")
     convention = common.parse_convention(_CONVENTION.value) if _CONVENTION.value else None
     found = weights.read(argv[1], _CACHE_DIR.value, convention)
-    scores = found.arrays.get("score_fr/bias")
-    num_classes = len(_CLASS_NAMES.value) or _NUM_CLASSES.value if scores is None else len(scores)
-    names = _CLASS_NAMES.value or _default_names(found, num_classes)
+    heads = [head.classes for head in found.heads()] or [len(_CLASS_NAMES.value) or _NUM_CLASSES.value]
+    names = _CLASS_NAMES.value or _default_names(found, heads)
     spec = convert.spec_for(
         found,
         model=_MODEL.value or "",
         geometry=_GEOMETRY.value or "",
         class_names=names,
-        palette=_palette(found, num_classes),
+        palette=_palette(found, heads),
         extra_means=[float(mean) for mean in _EXTRA_MEANS.value],
     )
     params = convert.fit(found, spec, allow=_ALLOW.value)
@@ -64,18 +65,30 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _default_names(found: Any, num_classes: int) -> Sequence[str]:
+# Whose classes weights without names have, by how many each head has.
+_RELEASED = {(21,): "voc_segmentation", (40,): "nyudv2", (33, 3): "sift_flow", (60,): "pascal_context"}
+
+
+def _default_names(found: Any, heads: Sequence[int]) -> Sequence[str]:
     if found.model is not None:
         return found.model["class_names"]
-    from fcn_jax.data.builders.voc_segmentation import VocSegmentation
-
-    return VocSegmentation.CLASS_NAMES if num_classes == 21 else [str(i) for i in range(num_classes)]
+    return [name for labels in _released(heads) for name in labels.class_names] or [str(i) for i in range(sum(heads))]
 
 
-def _palette(found: Any, num_classes: int) -> Sequence[Any]:
-    from fcn_jax.data.builders.base import voc_palette
+def _palette(found: Any, heads: Sequence[int]) -> Sequence[Any]:
+    from fcn_jax.data.dataset import voc_palette
 
-    return voc_palette(num_classes) if found.model is None else found.model["palette"]
+    if found.model is not None:
+        return found.model["palette"]
+    return [colour for labels in _released(heads) for colour in labels.palette] or voc_palette(sum(heads))
+
+
+def _released(heads: Sequence[int]) -> Sequence[Any]:
+    """The labels of the dataset with such heads, if there is one."""
+    from fcn_jax.data import datasets
+
+    name = _RELEASED.get(tuple(heads))
+    return datasets.find(name).labels if name else ()
 
 
 if __name__ == "__main__":

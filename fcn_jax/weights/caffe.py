@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fcn_jax.models.spec import BACKBONES
+from fcn_jax.models.spec import BACKBONES, Input
 from fcn_jax.weights import common
 
 # How a field's content comes: a varint, 8 bytes, a length and as many bytes, or 4 bytes.
@@ -76,14 +76,17 @@ def recognises(head: bytes) -> bool:
 def read(path: pathlib.Path) -> common.Weights:
     """Reads the layers with blobs, under their own names. The second blob of a Scale is its 'bias'.
 
+    The release's NYUD network of colour and depth has its first layer as conv1_1_bgrd, here conv1_1; those of colour
+    and HHA have two streams, `color` and `hha`, and those of SIFT Flow two heads, `sem` and `geo`.
+
     Returns:
       `convention` is ours where there are score layers, but unknown for 40 classes: the released NYUD networks of
       colour and of HHA have different means and look the same. Without score layers it is VGG16's own. `at_once` is
       told by the Scale layers.
 
     Raises:
-      ValueError: truncated or damaged, no VGG16 of a single stream with one score_fr at most, or a layer other than
-        Convolution, InnerProduct, Deconvolution and Scale has blobs.
+      ValueError: truncated or damaged, none of those networks, or a layer other than Convolution, InnerProduct,
+        Deconvolution and Scale has blobs.
     """
     with open(path, "rb") as file:
         net = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b"")
@@ -91,18 +94,22 @@ def read(path: pathlib.Path) -> common.Weights:
         layers = [layer for layer in _layers(net) if layer.blobs]
         backbone = _check_network(layers)
         fc6 = BACKBONES[backbone].fc6
+        inputs = _inputs(layers)
+        layers = [layer._replace(name=_FIRST.get(layer.name, layer.name)) for layer in layers]
         if backbone == "googlenet":
             layers = [layer._replace(name=layer.name.replace("/", "_")) for layer in layers]
         arrays: common.Arrays = {}
         notes: dict[str, str] = {}
         for layer in layers:
             _convert(layer, fc6, arrays, notes)
+        _check_first(arrays, inputs)
     except _Damaged as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); get it again") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    at_once = "scale_pool4/scale" in arrays if "score_pool4/kernel" in arrays else None
-    return common.Weights(arrays, notes, _convention(arrays), at_once=at_once)
+    scored = any(name.startswith("score_pool4") for name in arrays)
+    at_once = "scale_pool4/scale" in arrays if scored else None
+    return common.Weights(arrays, notes, _convention(arrays, inputs), at_once=at_once, inputs=inputs)
 
 
 # The wire format.
@@ -257,19 +264,50 @@ def _join(chunks: Sequence[memoryview]) -> bytes | memoryview:
 # The networks.
 
 
+# The first layers and the scores of networks with one of each, with depth, with two streams, and with two heads.
+_FIRSTS = ({"conv1_1"}, {"conv1_1_bgrd"}, {"conv1_1color", "conv1_1hha"})
+_SCORES = ({"score_frcolor", "score_frhha"}, {"score_fr_sem", "score_fr_geo"})
+_FIRST = {"conv1_1_bgrd": "conv1_1"}
+
+
+def _inputs(layers: Sequence[_Layer]) -> tuple[Input, ...]:
+    """What the release's networks see beside colour; empty for colour alone."""
+    names = {layer.name for layer in layers}
+    if "conv1_1_bgrd" in names:
+        return Input("colour", 3), Input("depth", 1)
+    if "conv1_1color" in names:
+        return Input("colour", 3, "color"), Input("hha", 3, "hha")
+    return ()
+
+
+def _check_first(arrays: common.Arrays, inputs: Sequence[Input]) -> None:
+    """ValueError where the first layers do not take the channels of the inputs."""
+    channels: dict[str, int] = {}
+    for given in inputs or (Input("colour", 3),):
+        channels[given.stream] = channels.get(given.stream, 0) + given.channels
+    for stream, wanted in channels.items():
+        for name in (f"conv1_1{stream}", "conv1"):
+            found = arrays[f"{name}/kernel"].shape[2] if f"{name}/kernel" in arrays else wanted
+            if found != wanted:
+                raise ValueError(f"layer {name!r} takes {found} channels, and {wanted} are known by their names")
+
+
 def _check_network(layers: Sequence[_Layer]) -> str:
-    """The backbone; ValueError for other layers than those of one network with at most one score_fr, by their names."""
-    only = "only VGG16, CaffeNet, GoogLeNet and FCNs on them with one stream and one score_fr are read"
+    """The backbone; ValueError for other layers than those of one of the networks, by their names."""
+    only = (
+        "only VGG16, CaffeNet, GoogLeNet, FCNs on them and the release's networks of several streams or heads are read"
+    )
     names = [layer.name for layer in layers]
     repeated = [name for name, count in collections.Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(f"several layers are called {', '.join(repeated)}; get a file as Caffe saves it")
     convolutions = [layer.name for layer in layers if layer.kind == "Convolution"]
-    streams = [name for name in convolutions if name.startswith("conv1_1") and name != "conv1_1"]
-    heads = [name for name in convolutions if name.startswith("score_fr")]
-    if streams or len(heads) > 1:
-        raise ValueError(f"it has {', '.join(streams or heads)}; {only}")
-    if "conv1_1" in names:
+    firsts = {name for name in convolutions if name.startswith("conv1_1")}
+    heads = {name for name in convolutions if name.startswith("score_fr")}
+    if (firsts and firsts not in _FIRSTS) or (len(heads) > 1 and heads not in _SCORES):
+        odd = heads if not firsts or firsts in _FIRSTS else firsts
+        raise ValueError(f"it has {', '.join(sorted(odd))}; {only}")
+    if firsts:
         return "vgg16"
     if {"conv1", "conv5"} <= set(names):
         return "alexnet"
@@ -304,8 +342,6 @@ def _convert(layer: _Layer, fc6: int, arrays: common.Arrays, notes: dict[str, st
 def _convolution(name: str, blob: np.ndarray, fc6: int) -> tuple[np.ndarray, str]:
     """[O, I, kh, kw] to HWIO."""
     _check_axes(blob, 4)
-    if name in ("conv1_1", "conv1") and blob.shape[1] != 3:
-        raise ValueError(f"it takes {blob.shape[1]} channels, and only networks of 3 are read")
     return blob.transpose(2, 3, 1, 0), ""
 
 
@@ -350,7 +386,11 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "()"
 
 
-def _convention(arrays: common.Arrays) -> common.Convention | None:
+def _convention(arrays: common.Arrays, inputs: Sequence[Input]) -> common.Convention | None:
+    if inputs:
+        return common.NYUD_COLOR_HHA if inputs[-1].name == "hha" else common.NYUD_COLOR_D
+    if "score_fr_geo/kernel" in arrays:
+        return common.SIFT_FLOW
     classes = {a.shape[-1] for name, a in arrays.items() if name.startswith("score") and name.endswith("/kernel")}
     if not classes:
         return common.own_convention(arrays)

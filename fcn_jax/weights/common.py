@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fcn_jax.models.spec import BACKBONES, MEAN_BGR
+from fcn_jax.models.spec import BACKBONES, MEAN_BGR, Head, Input
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,9 +33,12 @@ TORCHVISION = Convention("RGB", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0
 # VGG16's own (Simonyan and Zisserman), and so keras.applications.imagenet_utils.preprocess_input's, mode 'caffe'.
 VGG = Convention("BGR", 1.0, (103.939, 116.779, 123.68))
 GOOGLENET = Convention("BGR", 1.0, (104.0, 117.0, 123.0))  # bvlc_googlenet/train_val.prototxt
-# The release's nyud_layers.py.
+# The release's nyud_layers.py, and siftflow_layers.py.
 NYUD_COLOR = Convention("BGR", 1.0, (116.190, 97.203, 92.318))
 NYUD_HHA = Convention("BGR", 1.0, (132.431, 94.076, 118.477))
+NYUD_COLOR_D = Convention("BGR", 1.0, (*NYUD_COLOR.mean, 7.844), (1.0,) * 4)
+NYUD_COLOR_HHA = Convention("BGR", 1.0, (*NYUD_COLOR.mean, *NYUD_HHA.mean), (1.0,) * 6)
+SIFT_FLOW = Convention("BGR", 1.0, (114.578, 115.294, 108.353))
 CONVENTIONS = {"voc": OURS, "vgg": VGG, "torchvision": TORCHVISION, "nyud-color": NYUD_COLOR, "nyud-hha": NYUD_HHA}
 
 
@@ -93,6 +96,7 @@ class Weights(NamedTuple):
       model: model.json as a dict, where the file carries it.
       at_once: whether score_pool4 and score_pool3 expect pools scaled by 0.01 and 0.0001; None where nothing tells.
       remarks: lines for the report: what was stripped from names, and what of the file was passed over.
+      inputs: what the network sees, where it is more than colour.
     """
 
     arrays: Arrays
@@ -101,6 +105,20 @@ class Weights(NamedTuple):
     model: dict[str, Any] | None = None
     at_once: bool | None = None
     remarks: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The suffixes of the layers of each stream."""
+        return tuple(dict.fromkeys(given.stream for given in self.inputs)) or ("",)
+
+    def heads(self) -> list[Head]:
+        """Those that have scores, by what their layers are called behind score_fr and the stream."""
+        start = f"score_fr{self.streams[0]}"
+        names = [
+            name.removesuffix("/bias") for name in self.arrays if name.startswith(start) and name.endswith("/bias")
+        ]
+        return [Head(name.removeprefix(start).removeprefix("_"), len(self.arrays[f"{name}/bias"])) for name in names]
 
 
 def told(error: Exception) -> str:

@@ -49,18 +49,21 @@ def spec_for(
         given = dict(vars(ModelSpec.from_json(weights.model, "the weights' model.json")))
     if model or not given:
         given["network"], given["at_once"] = MODELS[model] if model else _told_by(weights)
-    scores = arrays.get("score_fr/bias")
+    heads = weights.heads()
+    scores = sum(head.classes for head in heads)
     if class_names or not given.get("class_names"):
         given["class_names"], given["palette"] = tuple(class_names), tuple(palette)
-    if scores is not None and len(scores) != len(given["class_names"]):
+    if weights.model is None:
+        given["inputs"], given["heads"] = weights.inputs, tuple(heads) if len(heads) > 1 else ()
+    if heads and scores != len(given["class_names"]):
         raise ValueError(
-            f"score_fr has {len(scores)} classes, but {len(given['class_names'])} are named: give --class_names, with"
+            f"score_fr has {scores} classes, but {len(given['class_names'])} are named: give --class_names, with"
             " commas between"
         )
     given["geometry"] = geometry or given.get("geometry", "caffe")
     given.setdefault("backbone", backbone(arrays))
     for key, layer, default in (("width", BACKBONES[given["backbone"]].first, 64), ("fc_width", "fc6", 4096)):
-        given.setdefault(key, len(arrays.get(f"{layer}/bias", np.empty(default))))
+        given.setdefault(key, len(arrays.get(f"{layer}{weights.streams[0]}/bias", np.empty(default))))
     given.setdefault("upsampling", "fixed" if _bilinear(arrays) else "learned")
     given["mean"] = (*given.get("mean", _mean(weights)), *extra_means)
     return ModelSpec(**given)
@@ -93,24 +96,34 @@ def write(output: pathlib.Path, params: Any, spec: ModelSpec) -> None:
 def describe(spec: ModelSpec) -> str:
     """A line for a person."""
     at_once = ", at-once" if spec.at_once else ""
-    mean = ", ".join(f"{value:g}" for value in spec.mean)
+    classes = " + ".join(str(head.classes) for head, _ in spec.outputs)
     return (
         f"{spec.network}{at_once} on {spec.backbone}, {spec.geometry} geometry, {spec.upsampling} upsampling, width"
-        f" {spec.width}, fc {spec.fc_width}, {len(spec.class_names)} classes, input BGR minus ({mean})"
+        f" {spec.width}, fc {spec.fc_width}, {classes} classes, input {described_input(spec)}"
     )
+
+
+def described_input(spec: ModelSpec) -> str:
+    """'BGR minus (104.007, 116.669, 122.679)', and likewise for further inputs."""
+    words = {"colour": "BGR", "depth": "log depth"}
+    parts = []
+    for given, place in (part for stream in spec.streams.values() for part in stream):
+        mean = ", ".join(f"{value:g}" for value in spec.mean[place])
+        parts.append(f"{words.get(given.name, given.name)} minus ({mean})")
+    return (" and " if len(spec.streams) == 1 else " beside ").join(parts)
 
 
 def _told_by(weights: Weights) -> tuple[str, bool]:
     """Network and at_once by the skips that have score layers."""
     arrays = weights.arrays
     skips = BACKBONES[backbone(arrays)].skips
-    scored = sum(f"score_{skip}/kernel" in arrays for skip in skips)
+    scored = sum(any(name.startswith(f"score_{skip}") for name in arrays) for skip in skips)
     if scored == 2 and weights.at_once is None:
         raise ValueError(
             f"the weights do not say whether {' and '.join(skips)} are scaled down (at-once) or not: give --model=fcn8s"
             " or --model=fcn8s_atonce"
         )
-    if not scored and "score_fr/kernel" not in arrays:
+    if not scored and not weights.heads():
         return ("fcn8s" if skips else "fcn32s"), False
     network = next(name for name, count in NETWORKS.items() if count == scored)
     return network, scored > 0 and bool(weights.at_once)

@@ -72,6 +72,8 @@ def merge(
         matches nothing.
     """
     flat = traverse_util.flatten_dict(fcn.abstract_params(spec), sep="/")
+    if len(spec.streams) > 1 and first_layer(weights.arrays):
+        weights = join(spec, dict.fromkeys(spec.streams, weights))
     _check_globs(random, list(flat), flags[0])
     _check_globs(allow, [*flat, *weights.arrays], flags[0])
     usable = {
@@ -119,22 +121,60 @@ def format_report(report: Sequence[Row]) -> str:
 def _fit(spec: ModelSpec, weights: Weights, classes: str) -> Weights:
     """The weights for the network's input, scales and classes."""
     weights = surgery.match_scales(weights, spec.at_once)
-    first = first_layer(weights.arrays)
-    if first and backbone(weights.arrays) != spec.backbone:
-        raise ValueError(
-            f"the weights are those of {backbone(weights.arrays)}, another network than {spec.backbone}, the backbone"
-            " in config.model.backbone: give others, or change the backbone"
-        )
-    if f"{first}/bias" in weights.arrays:
-        channels = weights.arrays[f"{first}/kernel"].shape[-2]
-        if channels <= len(spec.mean):  # else it does not fit, which is found when it is taken
-            weights = fold(weights, Convention("BGR", 1.0, spec.mean[:channels], (1.0,) * channels))
-        if channels < len(spec.mean):
-            weights = surgery.expand_input(weights, len(spec.mean))
+    if first_layer(weights.arrays):
+        (stream,) = spec.streams
+        weights = _for_input(spec, stream, weights)
+    if classes and len(spec.outputs) > 1:
+        raise ValueError("config.init.classes is for networks with one head: leave it empty")
     if classes:
         chosen = surgery.parse_classes(classes, weights, len(spec.class_names))
         weights = surgery.expand_score(weights, chosen)
     return weights
+
+
+def join(spec: ModelSpec, by_stream: Mapping[str, Weights]) -> Weights:
+    """Weights of one stream each as those of a network's streams; upsampling is shared, and starts bilinear."""
+    fitted = {stream: _for_input(spec, stream, weights) for stream, weights in by_stream.items()}
+    arrays, notes = {}, {}
+    for stream, weights in fitted.items():
+        for name, array in weights.arrays.items():
+            layer, _, part = name.rpartition("/")
+            if layer.startswith("upscore"):
+                continue
+            head = next((h.suffix for h, _ in spec.outputs if h.suffix and layer.endswith(h.suffix)), "")
+            renamed = f"{layer.removesuffix(head)}{stream}{head}/{part}"
+            arrays[renamed] = array
+            if name in weights.notes:
+                notes[renamed] = weights.notes[name]
+    (one, *_) = fitted.values()
+    return one._replace(arrays=arrays, notes=notes, convention=None, model=None)
+
+
+def _for_input(spec: ModelSpec, stream: str, weights: Weights) -> Weights:
+    """The first layer for what a stream sees: folded for its mean, and expanded to its channels.
+
+    Of what is no colour, HHA say, the kernels are taken as they are, as in the release, which starts its HHA network
+    from VGG16: only their scale and order are folded.
+    """
+    first, inputs = first_layer(weights.arrays), spec.streams[stream]
+    if backbone(weights.arrays) != spec.backbone:
+        raise ValueError(
+            f"the weights are those of {backbone(weights.arrays)}, another network than {spec.backbone}, the backbone"
+            " in config.model.backbone: give others, or change the backbone"
+        )
+    if f"{first}/bias" not in weights.arrays:
+        return weights
+    mean = [value for _, place in inputs for value in spec.mean[place]]
+    channels = weights.arrays[f"{first}/kernel"].shape[-2]
+    if channels > len(mean):  # it does not fit, which is found when it is taken
+        return weights
+    source = weights.convention
+    target = tuple(mean[:channels])
+    if source is not None and inputs[0][0].name not in ("colour", "more"):
+        own = [value / source.scale for value in source.mean]
+        target = tuple(own if source.order == "BGR" else own[::-1])
+    weights = fold(weights, Convention("BGR", 1.0, target, (1.0,) * channels))
+    return surgery.expand_input(weights, len(mean)) if channels < len(mean) else weights
 
 
 def _layer(name: str) -> str:
@@ -176,6 +216,8 @@ def _place(name: str, shape: tuple[int, ...], fitted: Weights) -> Row:
 def _why_left_over(name: str, array: np.ndarray, spec: ModelSpec) -> str:
     """The rule by which an array without a place in the network may be left over, empty for none."""
     layer = _layer(name)
+    for stream in spec.streams:
+        layer = layer.removesuffix(stream)
     if layer == "fc8" or layer.startswith("loss"):  # GoogLeNet's three classifiers
         return "ImageNet's classes"
     if layer in surgery.SCALES:

@@ -27,11 +27,12 @@ def match_scales(weights: Weights, at_once: bool) -> Weights:
         found = arrays.pop(f"scale_{pool}/scale", None)
         if found is not None and not np.allclose(found, scale, rtol=1e-5):
             raise ValueError(f"scale_{pool} holds values from {found.min():g} to {found.max():g}, wanted {scale}")
-        name = f"score_{pool}/kernel"
-        if name in arrays and weights.at_once not in (None, at_once):
-            factor = scale if weights.at_once else 1 / scale
-            arrays[name] = arrays[name] * np.float32(factor)
-            notes[name] = f"multiplied by {factor:g}, the scale of {pool}"
+        # Of several streams and heads the layers are called score_pool4color, score_pool4_sem and so on.
+        for name in [n for n in arrays if n.startswith(f"score_{pool}") and n.endswith("/kernel")]:
+            if weights.at_once not in (None, at_once):
+                factor = scale if weights.at_once else 1 / scale
+                arrays[name] = arrays[name] * np.float32(factor)
+                notes[name] = f"multiplied by {factor:g}, the scale of {pool}"
     return weights._replace(arrays=arrays, notes=notes, at_once=at_once)
 
 

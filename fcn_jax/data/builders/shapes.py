@@ -13,30 +13,27 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from fcn_jax.data.builders import base
+from fcn_jax.data.dataset import Dataset, Example, Labels, voc_palette
+from fcn_jax.data.images import VOID
 
 MIN_SIDE, MAX_SIDE = 64, 96
 NUM_EXAMPLES = {"train": 2048, "val": 128, "tiny": 8}
 
 
-class Shapes(base.SegmentationBuilder):
+CLASS_NAMES = ("background", "disc", "square", "triangle", "ring", "cross")
+
+
+def list_examples(split: str, raw_dir: pathlib.Path) -> Sequence[Example]:
     """Splits: train (2048 images), val (128), tiny (8, for tests)."""
+    return [Example(f"{split}_{i:04d}") for i in range(NUM_EXAMPLES[split])]
 
-    # Prepared images are found by their ids alone: raise VERSION whenever `draw` changes.
-    CLASS_NAMES = ("background", "disc", "square", "triangle", "ring", "cross")
-    PALETTE = base.voc_palette(6)
 
-    @classmethod
-    def list_examples(cls, split: str, raw_dir: pathlib.Path) -> Sequence[base.Example]:
-        if split not in NUM_EXAMPLES:
-            raise ValueError(f"shapes has no split {split!r}: choose from {', '.join(NUM_EXAMPLES)}")
-        return [base.Example(f"{split}_{i:04d}") for i in range(NUM_EXAMPLES[split])]
-
-    def load(self, example: base.Example) -> tuple[bytes, np.ndarray]:
-        image, label = draw(np.random.default_rng(zlib.crc32(example.id.encode())))
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "png")
-        return buffer.getvalue(), label
+def draw_example(name: str) -> tuple[bytes, np.ndarray]:
+    """The PNG and the label of an id."""
+    image, label = draw(np.random.default_rng(zlib.crc32(name.encode())))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue(), label
 
 
 def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -47,14 +44,14 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     image = ground + (y - height / 2)[..., None] * slope[0] + (x - width / 2)[..., None] * slope[1]
     label = np.zeros((height, width), np.uint8)
     for _ in range(rng.integers(1, 4)):
-        kind = int(rng.integers(1, len(Shapes.CLASS_NAMES)))
+        kind = int(rng.integers(1, len(CLASS_NAMES)))
         radius = rng.uniform(11, 20)
         centre_y, centre_x = rng.uniform(8, height - 8), rng.uniform(8, width - 8)
         distance = _distance(kind, y - centre_y, x - centre_x, radius)
         inside = distance < 0
         colours = _contrasting_pair(rng)
         image[inside] = colours[_texture(kind, y, x, int(rng.integers(0, 8)))[inside].astype(int)]
-        label[np.abs(distance) < 1] = base.VOID
+        label[np.abs(distance) < 1] = VOID
         label[distance <= -1] = kind
     image += rng.normal(0, 8, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), label
@@ -94,3 +91,12 @@ def _contrasting_pair(rng: np.random.Generator) -> np.ndarray:
         colours = rng.uniform(20, 235, (2, 3))
         if abs(colours[0].mean() - colours[1].mean()) >= 90:
             return colours
+
+
+DATASET = Dataset(
+    name="shapes",
+    labels=(Labels(CLASS_NAMES, voc_palette(6)),),
+    splits=tuple(NUM_EXAMPLES),
+    list_examples=list_examples,
+    draw=draw_example,
+)
