@@ -236,7 +236,7 @@ def measure_predict(folder, geometry):
         pairs = [
             (pathlib.Path(output) / f"{path.stem}.png", pathlib.Path(output) / f"{path.stem}.jpg") for path in paths
         ]
-        jobs = [predict.Job(path, *pair) for path, pair in zip(paths, pairs, strict=True)]
+        jobs = [predict.Job(path, [pair]) for path, pair in zip(paths, pairs, strict=True)]
         list(predict.run(predictor, jobs[:4]))
         began = time.perf_counter()
         done = list(predict.run(predictor, jobs))

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fcn_jax import cli, progress, visualize
 from fcn_jax.data import images
+from fcn_jax.models.spec import ModelSpec
 from fcn_jax.predictor import Predictor, load
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -115,13 +116,17 @@ def main(argv: Sequence[str]) -> None:
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
     predictor = load(checkpoint, which=_WHICH.value, scales=_scales(_SCALES.value), flip=_FLIP.value)
-    if len(predictor.spec.mean) != 3:
-        channels = len(predictor.spec.mean)
-        raise ValueError(f"{checkpoint} takes {channels} channels, photographs have 3: call fcn_jax.load on arrays")
-    targets = [(output / f"{name}.png", output / f"{name}_overlay.jpg") for name in output_names(paths)]
-    _refuse_replacing(paths, [target for pair in targets for target in pair])
+    spec = predictor.spec
+    if len(spec.mean) != 3 or spec.inputs:
+        seen = "+".join(given.name for given in spec.inputs) or f"{len(spec.mean)} channels"
+        raise ValueError(f"{checkpoint} takes {seen}, photographs have colour alone: call fcn_jax.load on arrays")
+    heads = [head.suffix for head, _ in spec.outputs]
+    jobs = [
+        Job(path, [(output / f"{name}{head}.png", output / f"{name}{head}_overlay.jpg") for head in heads])
+        for path, name in zip(paths, output_names(paths), strict=True)
+    ]
+    _refuse_replacing(paths, [target for job in jobs for pair in job.targets for target in pair])
     output.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(path, *pair) for path, pair in zip(paths, targets, strict=True)]
     failed = 0
     for job, error in progress.bar(run(predictor, jobs), "predicting", len(jobs), "images"):
         if error is not None:
@@ -143,11 +148,10 @@ def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.P
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """An image, where its mask and its overlay go, and what was read of it."""
+    """An image, where its mask and its overlay go, of each head of the network, and what was read of it."""
 
     path: pathlib.Path
-    mask: pathlib.Path
-    overlay: pathlib.Path
+    targets: Sequence[tuple[pathlib.Path, pathlib.Path]]
     image: np.ndarray | None = None  # uint8 [H, W, 3], of large JPEGs reduced
     size: tuple[int, int] = (0, 0)  # height and width of the mask
 
@@ -164,7 +168,7 @@ def run(predictor: Predictor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Except
             if isinstance(mask, Exception):
                 yield job, mask
                 continue
-            writing.append((job, writers.submit(_write, job, mask, predictor.spec.palette)))
+            writing.append((job, writers.submit(_write, job, mask, predictor.spec)))
             while len(writing) > _AHEAD:
                 yield _written(*writing.popleft())
         while writing:
@@ -194,15 +198,18 @@ def _read(job: Job) -> np.ndarray:
     return shrink(job.image, _MAX_SIDE.value)
 
 
-def _write(job: Job, mask: np.ndarray, palette: Sequence[tuple[int, int, int]]) -> None:
-    """Both files or, if one cannot be written, none."""
+def _write(job: Job, masks: np.ndarray, spec: ModelSpec) -> None:
+    """All files or, if one cannot be written, none."""
     assert job.image is not None
     try:
-        overlay = visualize.overlay(job.image, enlarge(mask, job.image.shape[:2]), palette)
-        visualize.save_mask(job.mask, enlarge(mask, job.size), palette)
-        Image.fromarray(overlay).save(job.overlay, quality=95)
+        heads = [masks] if masks.ndim == 2 else np.moveaxis(masks, -1, 0)
+        for mask, (_, place), (path, overlay_path) in zip(heads, spec.outputs, job.targets, strict=True):
+            palette = spec.palette[place]
+            overlay = visualize.overlay(job.image, enlarge(mask, job.image.shape[:2]), palette)
+            visualize.save_mask(path, enlarge(mask, job.size), palette)
+            Image.fromarray(overlay).save(overlay_path, quality=95)
     except BaseException:
-        for target in (job.mask, job.overlay):
+        for target in (path for pair in job.targets for path in pair):
             with contextlib.suppress(OSError):
                 target.unlink(missing_ok=True)
         raise

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from layouts import write_nyud, write_sift_flow
+from commands import command
+from layouts import write_image, write_nyud, write_sift_flow
 
 import fcn_jax
 from fcn_jax import checkpoint, evaluate, multiscale, train, train_state, weights
@@ -269,7 +270,7 @@ def run_config(name, raw_dir, data_dir, **changes):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_colour_and_hha_in_one_command(tmp_path, monkeypatch):
-    """Three stages: each single network, then both, from what they are; stopped at both borders, the same."""
+    """Three stages: each single network, then both, from what they are; stopped at the last border, the same."""
     write_nyud(tmp_path, {"train": 5, "val": 2})
     stages = {"network": "fcn32s,fcn32s,fcn32s", "steps": (2, 2, 1), "learning_rate": (1e-3, 1e-3, 0.1)}
     c = run_config("nyudv2", tmp_path, tmp_path / "data", inputs="colour,hha,colour/hha", **stages)
@@ -280,24 +281,30 @@ def test_colour_and_hha_in_one_command(tmp_path, monkeypatch):
     found = weights.read_checkpoint(tmp_path / "run" / "stages" / "2")
     assert found.arrays["conv5_3/kernel"].shape == params["conv5_3color"]["kernel"].shape
     assert checkpoint.best_step(tmp_path / "run") == 5, "of both streams, whatever one alone has scored"
-    for stop in (2, 4):
-        iterate = train.pipeline.iterate
+    iterate = train.pipeline.iterate
 
-        def stopping(dataset, start, num_threads, stop=stop, iterate=iterate):
-            for number, batch in enumerate(iterate(dataset, start, num_threads), start + 1):
-                if number == stop + 1 and batch["image"].ndim == 5:
-                    raise KeyboardInterrupt
-                yield batch
+    def stopping(dataset, start, num_threads):
+        for number, batch in enumerate(iterate(dataset, start, num_threads), start + 1):
+            if number == 5 and batch["image"].ndim == 5:
+                raise KeyboardInterrupt
+            yield batch
 
-        monkeypatch.setattr(train.pipeline, "iterate", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train.train_and_evaluate(c, tmp_path / f"stopped{stop}")
-        monkeypatch.undo()
-        train.train_and_evaluate(c, tmp_path / f"stopped{stop}")
-        again, _ = checkpoint.load_params(checkpoint.find(tmp_path / f"stopped{stop}", "latest"))
-        jax.tree.map(np.testing.assert_array_equal, again, params)
+    monkeypatch.setattr(train.pipeline, "iterate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(c, tmp_path / "stopped")
+    monkeypatch.undo()
+    train.train_and_evaluate(c, tmp_path / "stopped")
+    again, _ = checkpoint.load_params(checkpoint.find(tmp_path / "stopped", "latest"))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
     predict = fcn_jax.load(tmp_path / "run")
     assert predict(np.zeros((20, 30, 6), np.uint8)).shape == (20, 30)
+    write_image(tmp_path / "a.jpg", (20, 30))
+    run = command(
+        "fcn_jax.predict", f"--checkpoint={tmp_path}/run", f"--input={tmp_path}/a.jpg", f"--output={tmp_path}/m"
+    )
+    assert run.stderr == (
+        f"ValueError: {tmp_path}/run takes colour+hha, photographs have colour alone: call fcn_jax.load on arrays\n"
+    )
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -330,3 +337,10 @@ def test_semantic_and_geometric_heads(tmp_path):
     with train.evaluate.Image.open(tmp_path / "run" / "pictures" / "test_0.png") as picture:
         assert picture.height > 2 * 32
     assert fcn_jax.load(tmp_path / "run")(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30, 2)
+    write_image(tmp_path / "a.jpg", (20, 30))
+    run = command(
+        "fcn_jax.predict", f"--checkpoint={tmp_path}/run", f"--input={tmp_path}/a.jpg", f"--output={tmp_path}/m"
+    )
+    assert run.returncode == 0, run.stderr
+    names = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert names == ["a_geo.png", "a_geo_overlay.jpg", "a_sem.png", "a_sem_overlay.jpg"]
