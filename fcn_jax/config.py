@@ -24,6 +24,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "data.corrupt": ("raise", "skip"),
     "data.annotated": ("", "stored", "upright"),
+    "data.mask": ("", "foreground", "background", "shape"),
+    "eval.mask": ("", "foreground", "background", "shape"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("constant", "poly", "cosine"),
     "loss.normalization": ("sum", "image", "pixel"),
@@ -101,6 +103,8 @@ def default() -> ConfigDict:
     c.data.scale = (1.0, 1.0)  # range of the random resizing, log-uniform
     c.data.flip = False  # mirror half of the images
     c.data.colour_jitter = 0.0  # strength of random brightness, contrast and saturation, 0..1
+    # An experiment of the paper's: foreground or background of the images is replaced by the mean colour; shape: both.
+    c.data.mask = ""
     c.data.replacement = False  # sample with replacement, as the paper does
     c.data.corrupt = "raise"  # at an image or label that cannot be decoded; skip: go on without it, named and counted
     # How labels of images that EXIF turns were drawn: stored, or upright, as viewers show them; empty: as usual.
@@ -134,6 +138,7 @@ def default() -> ConfigDict:
     c.eval.every = 1000  # steps; also at the end of each stage; 0: only then
     c.eval.scales = (1.0,)  # the image is scored at each of these sizes, and the probabilities are averaged
     c.eval.flip = False  # and mirrored too
+    c.eval.mask = ""  # as data.mask, of the images that are scored
     c.eval.pictures = 4  # of image, truth, prediction and errors, written at each evaluation
 
     c.log = ConfigDict()
@@ -212,6 +217,8 @@ def validate(config: ConfigDict) -> None:
     if len(set(lengths.values())) != 1 or not networks:
         raise ValueError(f"network, steps and learning_rate give one value per stage, but their lengths are {lengths}")
     inputs = words(config.inputs)
+    if set(inputs) != {"colour"} and (config.data.mask or config.eval.mask):
+        raise ValueError("config.data.mask and config.eval.mask are of colour alone: set config.inputs=colour")
     if len(inputs) not in (1, len(networks)):
         raise ValueError(f"config.inputs={config.inputs!r}: give one word for all stages, or one for each")
     for network, steps, rate in zip(networks, config.steps, config.learning_rate, strict=True):

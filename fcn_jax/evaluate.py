@@ -89,6 +89,7 @@ def evaluate(
     pictures: int = 0,
     corrupt: str = "raise",
     inputs: Sequence[str] = pipeline.COLOUR,
+    mask: str = "",
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The results of `params` on a split, and panels of its first images; `inputs` are those of the network.
 
@@ -108,6 +109,7 @@ def evaluate(
         process_count=jax.process_count(),
         corrupt=corrupt,
         inputs=inputs,
+        mask=mask,
     )
     skipped = 0
     confusion = np.zeros((len(split.class_names),) * 2, np.int64)
@@ -198,6 +200,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         pictures=config.eval.pictures,
         corrupt=config.data.corrupt,
         inputs=input_names(spec),
+        mask=config.eval.mask,
     )
     results = {"step": int(directory.name) if directory.name.isdigit() else 0, **scoring(config), **results}
     if distributed.is_main():
@@ -206,17 +209,18 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
 
 
 def scoring(config: ConfigDict, inputs: str = "colour") -> dict[str, Any]:
-    """What else than the weights the scores depend on: {scales, flip}, and inputs that are not colour alone."""
-    plain = {"scales": list(config.eval.scales), "flip": config.eval.flip}
-    return plain if inputs == "colour" else {**plain, "inputs": inputs}
+    """What else than the weights the scores depend on: {scales, flip}; inputs and a mask where they are unusual."""
+    found = {"scales": list(config.eval.scales), "flip": config.eval.flip}
+    unusual = {"inputs": inputs if inputs != "colour" else "", "mask": config.eval.mask}
+    return {**found, **{key: value for key, value in unusual.items() if value}}
 
 
-def results_name(split: str, scales: Sequence[float], *, flip: bool) -> str:
+def results_name(split: str, scales: Sequence[float], *, flip: bool, mask: str = "") -> str:
     """What files of results are called: `val`, 'train[:50%]' as train_-50pct, scored otherwise val_x0.75_x1_flip."""
     name = split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
     if not multiscale.is_plain(scales, flip=flip):
         name += "".join(f"_x{scale:g}" for scale in scales) + ("_flip" if flip else "")
-    return name
+    return name + (f"_without_{mask}" if mask else "")
 
 
 def write_results(
@@ -226,7 +230,7 @@ def write_results(
 
     NaN becomes null in the one, and nothing in the other.
     """
-    name = results_name(split.split, results["scales"], flip=results["flip"])
+    name = results_name(split.split, results["scales"], flip=results["flip"], mask=results.get("mask", ""))
     rows = results["per_image"]
     readable = _null_if_nan({key: value for key, value in results.items() if key != "per_image"})
     workdir_lib.write(workdir / f"eval_{name}.csv", _csv(rows))

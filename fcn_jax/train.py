@@ -277,6 +277,7 @@ def _evaluate(
         pictures=run.config.eval.pictures,
         corrupt=run.config.data.corrupt,
         inputs=stage.input_names,
+        mask=run.config.eval.mask,
     )
     step = int(jax.device_get(state.step))
     scores = {key: value for key, value in results.items() if isinstance(value, float)}
@@ -360,6 +361,7 @@ def _train_dataset(run: Run, stage: config_lib.Stage) -> tuple[Any, tuple[int, i
         scale=tuple(data.scale),
         flip=data.flip,
         colour_jitter=data.colour_jitter,
+        mask=data.mask,
     )
     dataset = pipeline.train_dataset(
         run.train_split,

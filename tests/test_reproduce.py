@@ -55,11 +55,12 @@ def write_run(workdir, *, mean_iou=0.5, losses=LOSSES, num_examples=3, step=16):
     return workdir
 
 
-ROW = {"train": ("--config=x",), "evaluations": (("val", (1.0,), False),), "points": 2.0, "curve": 0.1}
+def a_row(reproduce):
+    return reproduce.Row(("--config=x",), (reproduce.Evaluation("val"),), points=2.0, curve=0.1)
 
 
 def test_the_record(reproduce, tmp_path):
-    reproduce.record("name", reproduce.Row(**ROW), write_run(tmp_path / "run"))
+    reproduce.record("name", a_row(reproduce), write_run(tmp_path / "run"))
     found = json.loads((tmp_path / "recorded" / "name.json").read_text())
     assert found["command"] == "python benchmarks/reproduce.py name"
     assert (found["commit"], found["date"], found["hardware"]) == ("c0ffee", "2026-11-21", "a laptop")
@@ -84,7 +85,7 @@ def test_the_record(reproduce, tmp_path):
     ],
 )
 def test_what_is_off_is_named(reproduce, tmp_path, capsys, change, outside):
-    row = reproduce.Row(**ROW)
+    row = a_row(reproduce)
     reproduce.record("name", row, write_run(tmp_path / "run"))
     assert reproduce.compare("name", row, write_run(tmp_path / "run", **change)) is not bool(outside)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("OUTSIDE")]
@@ -114,7 +115,7 @@ def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):
     """An evaluation of another step is; evaluations are given no eval.* twice."""
     given = []
     monkeypatch.setattr(reproduce, "run_main", given.append)
-    evaluations = (("val", (1.0,), False), ("test", (1.0, 2.0), True))
+    evaluations = (reproduce.Evaluation("val"), reproduce.Evaluation("test", (1.0, 2.0), True))
     row = reproduce.Row(
         ("--config=x", "--config.eval.scales=(3.0,)"), evaluations, points=2.0, curve=0.1, data="VOCdevkit/VOC2012"
     )
@@ -133,7 +134,7 @@ def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):
 def test_a_run_of_unknown_origin_is_not_recorded(reproduce, tmp_path):
     (write_run(tmp_path / "run") / "origin.json").unlink()
     with pytest.raises(SystemExit, match=r"was not begun by reproduce\.py, so its commit is not known"):
-        reproduce.record("name", reproduce.Row(**ROW), tmp_path / "run")
+        reproduce.record("name", a_row(reproduce), tmp_path / "run")
 
 
 def test_ctrl_c_waits_for_the_run_to_save(tmp_path):

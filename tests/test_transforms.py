@@ -182,6 +182,16 @@ def test_jitter_by_hand():
         np.testing.assert_array_equal(transforms.jitter_colour(before, Factors(*factors), 0.5), after)
 
 
+def test_masks_by_hand():
+    """Void is never left, so that its border does not tell the shape."""
+    label = np.array([[0, 3, 255]], np.uint8)
+    image = np.full((1, 3, 3), 9, np.uint8)
+    mean = list(transforms.MEAN_RGB)
+    assert transforms.mask(image, label, "foreground").tolist() == [[[9] * 3, mean, mean]]
+    assert transforms.mask(image, label, "background").tolist() == [[mean, [9] * 3, mean]]
+    assert transforms.mask(image, label, "shape").tolist() == [[[0] * 3, mean, [0] * 3]]
+
+
 def test_jitter_stays_in_range_and_varies():
     image = example(20, 30)[0]
     seen = [transforms.jitter_colour(image, rng, 1.0) for rng in draws(30)]

@@ -24,6 +24,7 @@ class Augmentation:
     scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
     colour_jitter: float = 0.0
+    mask: str = ""  # what of the image is replaced, by its label: foreground, background or shape
 
 
 COLOUR = ("colour",)
@@ -97,6 +98,8 @@ class _Augment(grain.transforms.RandomMap):
         image, label, options = element["image"], element["label"], self._options
         if element["corrupt"]:  # stays empty; `rng` is this example's own, so that no other one changes
             return _on_canvas(element, options.canvas)
+        if options.mask:
+            image = transforms.mask(image, label, options.mask)
         if options.crop:
             image, label = transforms.random_crop(image, label, rng, crop_size=options.canvas, scale=options.scale)
         if options.flip and rng.random() < 0.5:
@@ -164,18 +167,21 @@ def eval_dataset(
     process_count: int = 1,
     corrupt: str = "raise",
     inputs: Sequence[str] = COLOUR,
+    mask: str = "",
 ) -> grain.MapDataset:
     """The images of the batches, whole, in order; what is not full is filled up with empty images (size 1, all void).
 
     Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), corrupt
     bool [B], B = batch_size / process_count; every process has the same number of them. H and W are those of the
-    batch's canvas. `corrupt` and `inputs` as in train_dataset.
+    batch's canvas. `corrupt` and `inputs` as in train_dataset, `mask` as in Augmentation.
     """
     decode = _decoder(split, corrupt, inputs)
 
     def example(index: int) -> dict[str, Any]:
         batch, place = batches[index // batch_size], index % batch_size
         read = decode.map(batch.images[place]) if place < len(batch.images) else {**decode.empty(), **_marks("")}
+        if mask:
+            read = {**read, "image": transforms.mask(read["image"], read["label"], mask)}
         return _on_canvas(read, batch.canvas)
 
     shares = grain.MapDataset.range(len(batches) * batch_size).map(example).batch(batch_size // process_count)

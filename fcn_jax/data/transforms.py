@@ -10,6 +10,7 @@ from PIL import Image
 
 from fcn_jax.data.images import VOID
 
+MEAN_RGB = (123, 117, 104)  # of VOC, as the network subtracts it
 IDENTITY = np.arange(256, dtype=np.uint8)
 
 
@@ -56,6 +57,18 @@ def flip(
     parts = [mirrored] if label.ndim == 2 else np.moveaxis(mirrored, -1, 0)
     swapped = [swap[part] for swap, part in zip(swaps, parts, strict=True)]
     return image[:, ::-1], swapped[0] if label.ndim == 2 else np.stack(swapped, -1)
+
+
+def mask(image: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
+    """An image of which a part is the mean colour, to ask what the rest tells (PAMI section 6.2).
+
+    `foreground` or `background` is replaced; `shape` leaves neither: the foreground is the mean, all else is black.
+    What is void belongs to neither, and is always replaced.
+    """
+    foreground = (label != 0) & (label != VOID)
+    replaced = {"foreground": label != 0, "background": ~foreground, "shape": foreground}[what]
+    rest = np.zeros_like(image) if what == "shape" else image
+    return np.where(replaced[..., None], np.array(MEAN_RGB, np.uint8), rest)
 
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
