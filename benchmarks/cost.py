@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax import config as config_lib
-from fcn_jax import optim, train_state
+from fcn_jax import optim, steps, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import configured
 
@@ -47,7 +47,7 @@ def update(config, network):
         own_bias=config_lib.words(config.optim.own_bias),
     )
     step = functools.partial(
-        train_state.train_step,
+        steps.train_step,
         model=fcn.FCN(spec, dropout=model.dropout, dtype=model.dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, frozen),

@@ -103,14 +103,14 @@ def measure_step(geometry, height, width, batch, dtype, repeats):
     import jax
     import jax.numpy as jnp
 
-    from fcn_jax import optim, sharding, train_state
+    from fcn_jax import optim, sharding, steps, train_state
     from fcn_jax.models import fcn
 
     spec, params = network(geometry)
     solver = {"momentum": 0.99, "weight_decay": 5e-4, "bias_multiplier": 2.0, "clip_norm": 0.0, "frozen": ()}
     optimizer = optim.make_optimizer(params, name="sgd", schedule=lambda step: 1e-10, **solver)
     step = functools.partial(
-        train_state.train_step,
+        steps.train_step,
         model=fcn.FCN(spec, dropout=0.5, dtype=dtype),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, ()),

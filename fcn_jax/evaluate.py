@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fcn_jax import checkpoint, distributed, metrics, multiscale, progress, sharding, train_state, visualize
+from fcn_jax import checkpoint, distributed, metrics, multiscale, progress, sharding, steps, visualize
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import canvases, datasets, pipeline
@@ -32,7 +32,7 @@ def input_names(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def compile_eval_steps(spec: ModelSpec, places: Any, mesh: Mesh, split: datasets.Split, config: ConfigDict) -> Steps:
-    """train_state.eval_step of one network on the batches of one split, compiled over the mesh, by canvas.
+    """steps.eval_step of one network on the batches of one split, compiled over the mesh, by canvas.
 
     `places` are the shardings of the parameters (one for all will do). The counts come back whole on every device.
     ValueError with what would fit if the memory does not suffice.
@@ -50,7 +50,7 @@ def _compile_eval_step(
 ) -> Callable[..., Any]:
     batch_size = config.eval.batch_size
     step = functools.partial(
-        train_state.eval_step,
+        steps.eval_step,
         model=fcn.FCN(spec, dtype=config.model.dtype),
         heads=[place for _, place in spec.outputs],
         scales=tuple(config.eval.scales),
@@ -283,7 +283,7 @@ def _add_panels(
     for k in wanted:
         part = tuple(slice(n) for n in batch["size"][k])
         shown, heads = _colour(batch["image"][k][part], inputs), len(split.heads)
-        labels, found = (train_state.by_head(x[k][part], heads) for x in (batch["label"], local))
+        labels, found = (steps.by_head(x[k][part], heads) for x in (batch["label"], local))
         rows = [
             visualize.panel(shown, label, predicted, split.class_names[place], split.palette[place])
             for label, predicted, place in zip(labels, found, places_of(split), strict=True)

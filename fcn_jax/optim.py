@@ -29,7 +29,9 @@ def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int
 
 
 def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str] = ("*",)) -> Any:
-    """The group of every parameter, in the structure of `params`: 'kernel', 'bias' or 'frozen'.
+    """The group of every parameter, in the structure of `params`: 'kernel', 'bias', 'norm' or 'frozen'.
+
+    A layer may lie in blocks: its name is then block/layer. 'norm' are the scales of normalisation.
 
     Args:
       frozen: globs of layers that are not trained.
@@ -40,12 +42,15 @@ def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str]
     """
 
     def group(path: tuple[Any, ...], _: Any) -> str:
-        layer, name = (entry.key for entry in path)
+        *layers, name = (entry.key for entry in path)
+        layer = "/".join(layers)
         if any(fnmatch.fnmatchcase(layer, glob) for glob in frozen):
             return "frozen"
+        if name == "scale":
+            return "norm"
         if name not in ("kernel", "bias"):
             raise ValueError(
-                f"parameter {layer}/{name} belongs to no optimizer group: kernel, bias and frozen are known"
+                f"parameter {layer}/{name} belongs to no optimizer group: kernel, bias, scale and frozen are known"
             )
         own = any(fnmatch.fnmatchcase(layer, glob) for glob in own_bias)
         return name if own else "kernel"
@@ -67,7 +72,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """SGD in Caffe's form (v = m v + lr (g + wd w), w -= v) or AdamW.
 
-    Biases of the layers `own_bias` have their own rate and no decay.
+    Biases of the layers `own_bias` have their own rate and no decay; scales of normalisation have no decay.
     """
 
     def rule(multiplier: float, decay: float) -> optax.GradientTransformation:
@@ -81,6 +86,13 @@ def make_optimizer(
             )
         return optax.adamw(rate, b1=momentum, weight_decay=decay)
 
-    groups = {"kernel": rule(1.0, weight_decay), "bias": rule(bias_multiplier, 0.0), "frozen": optax.set_to_zero()}
-    update = optax.multi_transform(groups, parameter_groups(params, frozen, own_bias))
+    groups = {
+        "kernel": rule(1.0, weight_decay),
+        "bias": rule(bias_multiplier, 0.0),
+        "frozen": optax.set_to_zero(),
+    }
+    labels = parameter_groups(params, frozen, own_bias)
+    if "norm" in jax.tree.leaves(labels):  # else the state is what it was before there was this group
+        groups["norm"] = rule(1.0, 0.0)
+    update = optax.multi_transform(groups, labels)
     return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update

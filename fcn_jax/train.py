@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import tensorboardX
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,6 +28,7 @@ from fcn_jax import (
     optim,
     progress,
     sharding,
+    steps,
     train_state,
     weights,
 )
@@ -317,7 +317,7 @@ def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
         found = weights.read(init.weights, init.cache_dir) if init.weights else weights.NONE
         random, skip = config_lib.words(init.random), config_lib.words(init.skip)
         params, _ = merge.merge(spec, found, initial=initial, random=random, skip=skip, classes=init.classes)
-    log.info("%s: %s parameters", stage.network, f"{parameter_overview.count_parameters(params):,}")
+    log.info("%s: %s parameters", stage.network, f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}")
     return params
 
 
@@ -391,7 +391,7 @@ def _compile_update(
     config = run.config
     spec = run.spec(stage)
     step = functools.partial(
-        train_state.train_step,
+        steps.train_step,
         heads=[place for _, place in spec.outputs],
         model=fcn.FCN(spec, dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,

@@ -1,18 +1,11 @@
-"""The state of a run and the two pure functions that everything else feeds: train_step and eval_step."""
+"""The state of a run, apart from what computes it: reading a checkpoint needs no losses."""
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-
-from fcn_jax import losses, metrics, multiscale
-
-Batch = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -46,130 +39,3 @@ def create_train_state(
     """The state before the first update of a stage."""
     average = jax.tree.map(jnp.copy, params) if averaged else None
     return TrainState(jnp.int32(step), params, optimizer.init(params), jnp.int32(-1), average)
-
-
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    groups: Any,
-    class_weights: jax.Array,
-    normalization: str,
-    seed: int,
-    heads: Sequence[slice] = (slice(None),),
-    sampling: float = 1.0,
-    gather: Callable[[Any], Any] = lambda params: params,
-    ema: float = 0.0,
-    start: int = 0,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update.
-
-    Args:
-      batch: image uint8 [A, B, H, W, 3] (or what the network takes), label uint8 [A, B, H, W] (255 void; of several
-        heads [A, B, H, W, heads]), size int32 [A, B, 2]; the gradients of the A batches are accumulated.
-      heads: where the classes of each head are in the logits; the losses of several are added.
-      groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
-      sampling: the probability with which a cell of the loss is kept (losses.sampled).
-      ema: the decay of state.average, which began at the step `start`.
-      gather: makes divided parameters whole for the computation (sharding.gather).
-
-    Returns:
-      The next state and {'loss', 'gradient_norm'}, float32 [].
-    """
-    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    labels = by_head(batch["label"], len(heads))
-    weights = [
-        losses.pixel_weights(label, normalization, class_weights[place])
-        for label, place in zip(labels, heads, strict=True)
-    ]
-    if sampling < 1:  # dropout's keys are folded with 0 .. A - 1
-        key = jax.random.fold_in(dropout_key, 2**31)
-        weights = [losses.sampled(weight, key, sampling, normalization) for weight in weights]
-
-    def loss_fn(params: Any, index: jax.Array | int, image: Any, size: Any, labels: Any, weights: Any) -> jax.Array:
-        params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, groups)
-        rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
-        logits: Any = model.apply({"params": gather(params)}, image, size, train=True, rngs=rngs)
-        terms = [
-            jnp.sum(weight * losses.cross_entropy(logits[..., place], label))
-            for place, label, weight in zip(heads, labels, weights, strict=True)
-        ]
-        return functools.reduce(jnp.add, terms)
-
-    def accumulate(total: Any, item: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(state.params, *item)), None
-
-    accumulated = batch["image"].shape[0]
-    items = (jnp.arange(accumulated), batch["image"], batch["size"], labels, weights)
-    if accumulated == 1:  # a loop of one is still a loop to XLA:CPU, whose convolutions are slow inside of loops
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, *jax.tree.map(lambda item: item[0], items))
-    else:
-        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, grads), _ = jax.lax.scan(accumulate, zero, items)
-
-    norm = optax.tree.norm(grads)
-    with jax.numpy_dtype_promotion("standard"):  # optax's AdamW raises a float to an int power
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if average is not None:
-        average = optax.incremental_update(params, average, 1 - _decay(ema, state.step - start))
-    bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
-    new_state = TrainState(
-        step=state.step + 1,
-        params=params,
-        opt_state=opt_state,
-        bad_step=jnp.where(bad, state.step, state.bad_step),
-        average=average,
-    )
-    return new_state, {"loss": loss, "gradient_norm": norm}
-
-
-def _decay(ema: float, step: jax.Array) -> jax.Array:
-    """float32 []: little memory while there is little to remember, (1 + t) / (10 + t) until that exceeds `ema`."""
-    t = step.astype(jnp.float32)
-    return jnp.minimum(jnp.float32(ema), (1 + t) / (10 + t))
-
-
-def by_head(label: Any, heads: int) -> list[Any]:
-    """The labels of each head, [..., H, W], of those of all: the same, or [..., H, W, heads]."""
-    return [label] if heads == 1 else [label[..., index] for index in range(heads)]
-
-
-def eval_step(
-    params: Any,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    heads: Sequence[slice] = (slice(None),),
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> dict[str, jax.Array]:
-    """Counts of one padded batch: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], as train_step.
-
-    With other `scales` than 1, or with `flip`, of the probabilities that multiscale.scores averages.
-
-    Returns:
-      confusion int32 [B, C, C] (of several heads their matrices along the diagonal), loss float32 [heads] (summed over
-      labelled pixels), prediction uint8 [B, H, W] as multiscale.classes.
-    """
-
-    def score(image: jax.Array, size: jax.Array) -> Any:
-        return model.apply({"params": params}, image, size)
-
-    scores = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip, heads=heads)
-    prediction = multiscale.classes(scores, heads)
-    found = [by_head(x, len(heads)) for x in (batch["label"], prediction)]
-    counts, loss = [], []
-    for place, label, predicted in zip(heads, *found, strict=True):
-        logits = scores[..., place]
-        count = functools.partial(metrics.confusion_matrix, num_classes=logits.shape[-1])
-        counts.append(jax.vmap(count)(label, predicted))
-        loss.append(losses.cross_entropy(logits, label).sum())
-    return {
-        "confusion": counts[0] if len(counts) == 1 else jax.vmap(jax.scipy.linalg.block_diag)(*counts),
-        "loss": jnp.stack(loss),
-        "prediction": prediction,
-    }

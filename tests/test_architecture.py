@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -27,7 +29,8 @@ ALLOWED = {
     "distributed": {"stop", "workdir"},
     "export": {"checkpoint", "export", "models"},
     "multiscale": set(),
-    "train_state": {"losses", "metrics", "multiscale"},
+    "train_state": set(),
+    "steps": {"losses", "metrics", "multiscale", "train_state"},
     "digests": set(),
     "integrity": {"digests", "json_file", "models"},
     "checkpoint": {"digests", "integrity", "json_file", "models", "sharding", "train_state", "workdir"},
@@ -98,3 +101,10 @@ def test_every_backbone_has_an_encoder():
     from fcn_jax.models import fcn, spec
 
     assert fcn.ENCODERS.keys() == spec.BACKBONES.keys()
+
+
+def test_prediction_needs_no_training():
+    """Nor does reading a checkpoint."""
+    code = "import sys, fcn_jax.predictor; print(*(name for name in sys.modules if name.startswith('fcn_jax.')))"
+    loaded = subprocess.check_output((sys.executable, "-c", code), text=True).split()
+    assert not {f"fcn_jax.{name}" for name in ("losses", "optim", "steps", "train", "evaluate")} & {*loaded}

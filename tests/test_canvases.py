@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_train import tiny_config
 
-from fcn_jax import evaluate, sharding, train_state
+from fcn_jax import evaluate, sharding, steps
 from fcn_jax.data import canvases, datasets
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
@@ -75,21 +75,21 @@ def test_the_results_are_those_of_one_canvas(free, data_dir, monkeypatch):
     mesh = sharding.make_mesh()
     config = tiny_config(data_dir, **{"eval.batch_size": 4})
     compiled = []
-    step = train_state.eval_step
-    monkeypatch.setattr(train_state, "eval_step", lambda *a, **k: compiled.append(1) or step(*a, **k))
+    step = steps.eval_step
+    monkeypatch.setattr(steps, "eval_step", lambda *a, **k: compiled.append(1) or step(*a, **k))
 
     def results():
         compiled.clear()
-        steps = evaluate.compile_eval_steps(spec, sharding.replicated(mesh), mesh, split, config)
-        assert len(compiled) == len(steps)
-        found = evaluate.evaluate(steps, params, split, mesh, batch_size=4, num_threads=1, pictures=5)
-        assert len(compiled) == len(steps)
-        return (*found, steps)
+        by_canvas = evaluate.compile_eval_steps(spec, sharding.replicated(mesh), mesh, split, config)
+        assert len(compiled) == len(by_canvas)
+        found = evaluate.evaluate(by_canvas, params, split, mesh, batch_size=4, num_threads=1, pictures=5)
+        assert len(compiled) == len(by_canvas)
+        return (*found, by_canvas)
 
-    found, panels, steps = results()
+    found, panels, several = results()
     monkeypatch.setattr(canvases, "MOST", 1)
     expected, expected_panels, one = results()
-    assert 1 == len(one) < len(steps) <= 4
+    assert 1 == len(one) < len(several) <= 4
     assert found["confusion_matrix"] == expected["confusion_matrix"]
     assert found["per_image"] == expected["per_image"]
     assert [row["id"] for row in found["per_image"]] == split.ids

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax import multiscale, train_state
+from fcn_jax import multiscale, steps
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
@@ -105,7 +105,7 @@ def test_padding_does_not_matter():
     # The counts of an evaluation are those of these scores.
     label = RNG.integers(0, 3, (2, 48, 64)).astype(np.uint8)
     batch = {"image": images, "label": label, "size": sizes}
-    step = functools.partial(train_state.eval_step, model=model)
+    step = functools.partial(steps.eval_step, model=model)
     counts = jax.jit(functools.partial(step, **options))(params, batch)
     np.testing.assert_array_equal(counts["prediction"], np.argmax(found, -1))
     plain = jax.jit(step)(params, batch)

@@ -171,10 +171,26 @@ def test_biases_of_other_layers_are_treated_as_kernels():
 
 
 def test_a_parameter_without_a_group_is_an_error():
-    params = {**layers("fc6"), "norm6": {"scale": np.ones(3)}}
-    with pytest.raises(ValueError, match="norm6/scale"):
+    params = {**layers("fc6"), "norm6": {"gamma": np.ones(3)}}
+    with pytest.raises(ValueError, match="norm6/gamma"):
         optim.parameter_groups(params, ())
-    assert optim.parameter_groups(params, ("norm*",))["norm6"] == {"scale": "frozen"}
+    assert optim.parameter_groups(params, ("norm*",))["norm6"] == {"gamma": "frozen"}
+
+
+def test_normalisation_in_a_block():
+    """Its scale has a group without decay, at any depth; a tree without any has the state that it always had."""
+    params = {"block1": {"norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}, "conv": {"kernel": jnp.ones((1, 3))}}}
+    groups = optim.parameter_groups(params, ("block1/conv",))
+    assert groups["block1"] == {"norm": {"scale": "norm", "bias": "bias"}, "conv": {"kernel": "frozen"}}
+    options = {"name": "sgd", "schedule": lambda step: 1.0, "momentum": 0.0, "weight_decay": 0.5, "clip_norm": 0.0}
+    optimizer = optim.make_optimizer(params, bias_multiplier=2.0, frozen=(), **options)
+    change, state = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    assert {float(x) for x in change["block1"]["norm"]["scale"]} == {-1.0}
+    assert {float(x) for x in change["block1"]["conv"]["kernel"][0]} == {-1.5}
+    assert state.inner_states.keys() == {"kernel", "bias", "frozen", "norm"}
+    plain = {"fc6": {"kernel": jnp.ones((1, 3)), "bias": jnp.ones(3)}}
+    optimizer = optim.make_optimizer(plain, bias_multiplier=2.0, frozen=(), **options)
+    assert optimizer.init(plain).inner_states.keys() == {"kernel", "bias", "frozen"}
 
 
 def rates(name, steps, warmup):

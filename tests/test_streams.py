@@ -13,7 +13,7 @@ from commands import command
 from layouts import write_image, write_nyud, write_sift_flow
 
 import fcn_jax
-from fcn_jax import checkpoint, evaluate, multiscale, train, train_state, weights
+from fcn_jax import checkpoint, evaluate, multiscale, steps, train, train_state, weights
 from fcn_jax import config as config_lib
 from fcn_jax.models import fcn, layers, spec
 from fcn_jax.weights import common, merge
@@ -137,7 +137,7 @@ def test_the_losses_of_heads_are_added_and_each_is_counted():
     params = {"shift": jnp.zeros((1, 1, 1, 3))}
     batch = {"image": np.zeros((1, 4, 5, 3), np.uint8), "label": label, "size": np.array([(4, 5)], np.int32)}
     heads = (slice(0, 2), slice(2, 3))
-    results = train_state.eval_step(params, batch, model=Constant(), heads=heads)
+    results = steps.eval_step(params, batch, model=Constant(), heads=heads)
     log_probabilities = scipy.special.log_softmax(np.asarray(logits)[0, ..., :2], -1).reshape(-1, 2)[1:]
     truth = label[0, ..., 0].ravel()[1:]
     expected = -log_probabilities[np.arange(19), truth].sum()
@@ -149,7 +149,7 @@ def test_the_losses_of_heads_are_added_and_each_is_counted():
     assert not confusion[:2, 2].any()
     optimizer = train.optim.optax.sgd(1.0)
     state = train_state.create_train_state(params, optimizer)
-    _, found = train_state.train_step(
+    _, found = steps.train_step(
         state,
         {key: value[None] for key, value in batch.items()},
         model=Constant(),

