@@ -300,7 +300,10 @@ def _evaluate(
 
 
 def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
-    """Host parameters before a stage: those of the stage before, or initial ones with the weights of the config."""
+    """Host parameters before a stage: those of the last one with its inputs, or initial ones.
+
+    Each of several streams has those of the last stage with its inputs, or the weights of the config.
+    """
     init, spec = run.config.init, run.spec(stage)
     initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(run.config.seed))
     before = _stage_with(run, stage, stage.inputs)
@@ -315,7 +318,15 @@ def _initial_params(run: Run, stage: config_lib.Stage, previous: Any) -> Any:
         params, _ = merge.merge(spec, merge.join(spec, single), initial=initial)
     else:
         found = weights.read(init.weights, init.cache_dir) if init.weights else weights.NONE
-        random, skip = config_lib.words(init.random), config_lib.words(init.skip)
+        if any(streams.values()):
+            single = {name: _of_stage(run, s, stage, previous) if s else found for name, s in streams.items()}
+            found = merge.join(spec, single)
+        # Layers are named without their stream, and what comes from a stage is left as it is.
+        begun = [name for name, s in streams.items() if not s]
+        random, skip = (
+            [f"{glob}{name}" for glob in config_lib.words(globs) for name in begun]
+            for globs in (init.random, init.skip)
+        )
         params, _ = merge.merge(spec, found, initial=initial, random=random, skip=skip, classes=init.classes)
     log.info("%s: %s parameters", stage.network, f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}")
     return params

@@ -344,3 +344,16 @@ def test_semantic_and_geometric_heads(tmp_path):
     assert run.returncode == 0, run.stderr
     names = sorted(path.name for path in (tmp_path / "m").iterdir())
     assert names == ["a_geo.png", "a_geo_overlay.jpg", "a_sem.png", "a_sem_overlay.jpg"]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_stream_without_a_stage_of_its_own_starts_from_the_weights(tmp_path):
+    """And on AlexNet: a depth that no stage saw alone."""
+    write_nyud(tmp_path, {"train": 4, "val": 2})
+    stages = {"network": "fcn32s,fcn32s", "steps": (1, 1), "learning_rate": (1e-3, 1e-9), "inputs": "colour,colour/hha"}
+    c = run_config("nyudv2", tmp_path, tmp_path / "data", **stages, **{"model.backbone": "alexnet_torchvision"})
+    train.train_and_evaluate(c, tmp_path / "run")
+    params, _ = checkpoint.load_params(checkpoint.find(tmp_path / "run", "latest"))
+    first, _ = checkpoint.load_params(tmp_path / "run" / "checkpoints" / "1")
+    np.testing.assert_allclose(params["conv5color"]["kernel"], first["conv5"]["kernel"], atol=1e-6)
+    assert np.abs(params["conv5hha"]["kernel"] - first["conv5"]["kernel"]).max() > 0.01

@@ -157,6 +157,8 @@ def _for_input(spec: ModelSpec, stream: str, weights: Weights) -> Weights:
     from VGG16: only their scale and order are folded.
     """
     first, inputs = first_layer(weights.arrays), spec.streams[stream]
+    if not first:
+        return weights
     if backbone(weights.arrays) != spec.backbone:
         raise ValueError(
             f"the weights are those of {backbone(weights.arrays)}, another network than {spec.backbone}, the backbone"
