@@ -158,7 +158,8 @@ ROWS = {
     "voc_alexnet_patches": voc(*ALEXNET, "--config.loss.sampling=0.25", "--config.data.batch_size=16"),
     "voc_alexnet_balanced": voc(*ALEXNET, "--config.loss.class_weights=median_frequency"),
     "voc_alexnet_accumulated": voc(
-        *ALEXNET,
+        *VOC[::2],
+        *ALEXNET[len(VOC) :],
         *SGD,
         "--config.steps=(100,)",
         "--config.data.accumulate=4",
