@@ -157,12 +157,12 @@ ROWS = {
     "voc_alexnet": voc(*ALEXNET),
     "voc_alexnet_patches": voc(*ALEXNET, "--config.loss.sampling=0.25", "--config.data.batch_size=16"),
     "voc_alexnet_balanced": voc(*ALEXNET, "--config.loss.class_weights=median_frequency"),
-    "voc_alexnet_accumulated": voc(
+    "voc_alexnet_batch16": voc(
         *VOC[::2],
         *ALEXNET[len(VOC) :],
         *SGD,
         "--config.steps=(100,)",
-        "--config.data.accumulate=4",
+        "--config.data.batch_size=16",
         "--config.optim.momentum=0.9",
         "--config.learning_rate=(2e-2,)",
     ),
