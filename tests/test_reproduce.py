@@ -98,6 +98,7 @@ def test_every_row_can_be_run(reproduce):
         assert path.exists(), name
         keys = {key.split("=")[0].removeprefix("--config.") for key in row.train[1:]}
         assert keys <= config_lib.flatten(config_lib.default()).keys(), name
+        assert len(keys) == len(row.train) - 1, f"{name} gives a key twice"
 
 
 def test_results_has_the_tables_of_the_records(monkeypatch):
