@@ -244,7 +244,7 @@ def curve(workdir):
     """The mean training loss of each eighth of the run, and the scores of the evaluations on the way."""
     rows = [json.loads(line) for line in (workdir / "curves.jsonl").read_text().splitlines()]
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    parts = np.array_split(np.array([loss for _, loss in losses]), PARTS)
+    parts = np.array_split(np.array([loss for _, loss in losses]), min(PARTS, len(losses)))
     scores = {row["step"]: round(100 * row["eval/mean_iou"], 2) for row in rows if "eval/mean_iou" in row}
     return {"losses": [round(float(part.mean()), 4) for part in parts], "mean_iou_by_step": scores}
 

@@ -61,9 +61,11 @@ def convert(
       ValueError: other networks' names, several networks, a layer that cannot be one of VGG16's, an array that holds no
         numbers.
     """
-    tensors, remarks = _plain_names(tensors, path)
+    own = bool(model and model.get("inputs"))  # streams are in its names, which nobody else has
+    tensors, remarks = (tensors, ()) if own else _plain_names(tensors, path)
     torchvision = "features.0.weight" in tensors and "conv1_1.weight" not in tensors
-    _check_names(tensors, path)
+    if not own:
+        _check_names(tensors, path)
     loose = [name for name in tensors if "." not in name]  # of no layer: a counter, the state of a generator
     remarks += common.passed_over([f"{name} (tensor)" for name in loose])
     alexnet = _is_alexnet(tensors)
