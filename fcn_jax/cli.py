@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -158,6 +159,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
 
     def run(argv: Sequence[str]) -> None:
         set_up()
+        usual, threading.excepthook = threading.excepthook, _explain_of_thread
         try:
             main(argv)
             sys.stdout.flush()
@@ -181,8 +183,19 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
             if jax.distributed.is_initialized() and jax.process_index() == 0:
                 time.sleep(_OTHERS)  # the processes meet in this one: JAX aborts those that still speak when it is gone
             os._exit(1)
+        finally:
+            threading.excepthook = usual
 
     return run
+
+
+def _explain_of_thread(of: threading.ExceptHookArgs) -> None:
+    """One line too where a thread ends by what is a user's to mend, as TensorBoard's writer does on a full disk."""
+    try:
+        assert isinstance(of.exc_value, Exception)
+        print(explain(of.exc_value), file=sys.stderr, flush=True)
+    except Exception:
+        threading.__excepthook__(of)
 
 
 def explain(error: Exception) -> str:

@@ -92,7 +92,7 @@ def default() -> ConfigDict:
     c.init.cache_dir = "~/.cache/fcn_jax/weights"
 
     c.data = ConfigDict()
-    c.data.name = "voc_segmentation"  # shapes, camvid or voc_segmentation
+    c.data.name = "voc_segmentation"  # a key of DATASETS in fcn_jax/data/datasets.py
     c.data.train_split = "train"  # a TFDS split, also a slice: train[:50%]
     c.data.eval_split = "val"
     c.data.raw_dir = ""  # the folder with the official files (VOCdevkit, benchmark_RELEASE, CamVid); empty: download

@@ -153,19 +153,13 @@ def evaluate(
 def _scores_by_head(split: datasets.Split, confusion: np.ndarray, loss: np.ndarray) -> dict[str, dict[str, Any]]:
     """Loss, scores and confusion matrix of each head by its name."""
     found: dict[str, dict[str, Any]] = {}
-    for (_, name, _), place, total in zip(split.heads, places_of(split), loss.tolist(), strict=True):
+    for (_, name, _), place, total in zip(split.heads, split.places, loss.tolist(), strict=True):
         part, class_names = confusion[place, place], split.class_names[place]
         unscored = [index - place.start for index in split.unscored if place.start <= index < place.stop]
         scores = metrics.scores(part, unscored)
         scores["per_class_iou"] = dict(zip(class_names, scores["per_class_iou"].tolist(), strict=True))
         found[name] = {"loss": total / max(int(part.sum()), 1), **scores, "confusion_matrix": part.tolist()}
     return found
-
-
-def places_of(split: datasets.Split) -> list[slice]:
-    """Where the classes of each head are among those of all."""
-    ends = np.cumsum([count for *_, count in split.heads]).tolist()
-    return [slice(end - count, end) for end, (*_, count) in zip(ends, split.heads, strict=True)]
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
@@ -184,6 +178,9 @@ def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str
         corrupt=config.data.corrupt,
         annotated=config.data.annotated,
     )
+    if not data.inputs.keys() >= {*input_names(spec)}:
+        takes, has = " and ".join(input_names(spec)), ", ".join(data.inputs)
+        raise ValueError(f"the network takes {takes}, and the images of {config.data.name} have {has}")
     if tuple(data.class_names) != spec.class_names:
         raise ValueError(
             f"the checkpoint knows {len(spec.class_names)} classes ({', '.join(spec.class_names)}),"
@@ -242,7 +239,7 @@ def write_results(
 
 def _row(split: datasets.Split, index: int, confusion: np.ndarray) -> dict[str, Any]:
     """The scores of one image, by the first head; the mean IU is over classes that it or its prediction has."""
-    first = places_of(split)[0]
+    first = split.places[0]
     confusion = confusion[first, first]
     scores = metrics.scores(confusion, [place for place in split.unscored if place < first.stop])
     kept = {key: scores[key] for key in ("pixel_accuracy", "mean_iou")}
@@ -286,7 +283,7 @@ def _add_panels(
         labels, found = (steps.by_head(x[k][part], heads) for x in (batch["label"], local))
         rows = [
             visualize.panel(shown, label, predicted, split.class_names[place], split.palette[place])
-            for label, predicted, place in zip(labels, found, places_of(split), strict=True)
+            for label, predicted, place in zip(labels, found, split.places, strict=True)
         ]
         panels[places[k]] = np.concatenate(rows)
     for place in sorted(panels)[most:]:
@@ -296,8 +293,7 @@ def _add_panels(
 def _colour(image: np.ndarray, inputs: Sequence[str]) -> np.ndarray:
     """What a person is shown of an image [H, W, C]: its colour, or its first input; uint8 [H, W, 3]."""
     shown = "colour" if "colour" in inputs else inputs[0]
-    start = sum(pipeline.CHANNELS.get(name, 3) for name in inputs[: inputs.index(shown)])
-    part = image[..., start : start + pipeline.CHANNELS.get(shown, 3)]
+    part = image[..., pipeline.place_of(shown, inputs)]
     if part.shape[2] == 1:
         part = np.repeat(255 * part / max(part.max(), 1), 3, axis=2)
     return part.astype(np.uint8)

@@ -35,6 +35,7 @@ from fcn_jax import (
 from fcn_jax import config as config_lib
 from fcn_jax import workdir as workdir_lib
 from fcn_jax.data import datasets, pipeline
+from fcn_jax.data.dataset import Dataset
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import Head, ModelSpec, configured, parse_inputs
 from fcn_jax.stop import Stop, Stopped
@@ -92,6 +93,7 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
         log.info("More config.steps extend it, at the learning rates of the longer run from there on.")
         return
     data = config.data
+    _check_dataset(config, datasets.find(data.name))
     train_split, eval_split = (
         datasets.open_split(
             data.name,
@@ -110,6 +112,14 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
     with workdir_lib.claimed(workdir, jax.process_index()):
         distributed.check_shared(workdir)
         _train_in(config, workdir, mesh, train_split, eval_split)
+
+
+def _check_dataset(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises ValueError, before anything is prepared, for inputs or a mask that the dataset has not."""
+    for stage in config_lib.stages(config):
+        parse_inputs(stage.inputs, dataset.inputs)
+    if (config.data.mask or config.eval.mask) and dataset.labels[0].class_names[0] != "background":
+        raise ValueError(f"config.data.mask and config.eval.mask need a class background, which {dataset.name} has not")
 
 
 def _is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects that live: looking for cycles takes 8 %
+gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects that live: looking for cycles takes time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tiny networks compile for longer than they run: LLVM with few passes halves the suite.

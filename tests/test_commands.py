@@ -345,3 +345,32 @@ def test_out_of_memory_on_the_way_is_one_line():
     )
     with pytest.raises(jax.errors.JaxRuntimeError):
         cli.explain(jax.errors.JaxRuntimeError("INTERNAL: a defect"))
+
+
+def test_a_full_disk_in_a_thread_is_one_line(monkeypatch, capfd):
+    """As TensorBoard's writer finds it, whenever it writes; a defect there keeps its traceback."""
+    import errno
+    import threading
+
+    from fcn_jax import cli
+
+    monkeypatch.setattr(cli, "set_up", lambda: None)
+
+    def ends_by(error):
+        def work():
+            raise error
+
+        def main(argv):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+
+        cli.guarded(main)([])
+        return capfd.readouterr().err
+
+    usual = threading.excepthook
+    full = ends_by(OSError(errno.ENOSPC, "No space left on device"))
+    assert full.startswith("disk full: [Errno 28] No space left on device: free some space")
+    assert full.count("\n") == 1
+    assert "Traceback" in ends_by(KeyError("a defect"))
+    assert threading.excepthook is usual

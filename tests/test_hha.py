@@ -27,7 +27,7 @@ def test_a_floor_and_a_wall(tilt):
     image = hha.hha(depth, CAMERA).astype(float)
     np.testing.assert_allclose(image[..., 0], np.minimum(310 / np.maximum(depth, 1), 255), atol=0.51)
     inner = np.zeros(SIZE, bool)
-    inner[:-4] = (floor[:-4] == floor[4:]) & True
+    inner[:-4] = floor[:-4] == floor[4:]
     inner[4:] &= floor[4:] == floor[:-4]
     inner[:4] = inner[-4:] = False  # away from where the two meet
     assert inner[floor].sum() > 400

@@ -314,8 +314,21 @@ def test_colour_with_depth(tmp_path):
     train.train_and_evaluate(c, tmp_path / "run")
     results = evaluate.evaluate_checkpoint(c, tmp_path / "run", split="val", which="latest")
     assert sum(map(sum, results["confusion_matrix"])) > 0
+    shapes = run_config("shapes", "", tmp_path / "data", **{"data.eval_split": "tiny"})
+    with pytest.raises(ValueError, match=r"the network takes colour and depth, and the images of shapes have colour"):
+        evaluate.evaluate_checkpoint(shapes, tmp_path / "run", split="tiny", which="latest")
     with pytest.raises(ValueError, match=r"config\.inputs has 'infrared': give each of colour, depth, hha"):
         train.train_and_evaluate(run_config("nyudv2", tmp_path, tmp_path / "data", inputs="infrared"), tmp_path / "no")
+
+
+def test_what_a_dataset_has_not_is_found_before_it_is_prepared(tmp_path):
+    """No file is there to be missed."""
+    c = run_config("camvid", tmp_path, tmp_path / "data", inputs="colour/hha")
+    with pytest.raises(ValueError, match=r"config\.inputs has 'colour/hha': give each of colour at most once"):
+        train.train_and_evaluate(c, tmp_path / "run")
+    c = run_config("camvid", tmp_path, tmp_path / "data", **{"data.mask": "shape"})
+    with pytest.raises(ValueError, match="need a class background, which camvid has not"):
+        train.train_and_evaluate(c, tmp_path / "run")
 
 
 @pytest.mark.usefixtures("standard_promotion")

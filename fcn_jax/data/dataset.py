@@ -138,6 +138,16 @@ class Dataset:
         return digest.hexdigest()[:12]
 
 
+def record_input(name: str) -> str:
+    """What records call an input."""
+    return "image" if name == "colour" else name
+
+
+def record_labels(labels: Sequence[Labels]) -> list[tuple[str, Labels]]:
+    """What records call the labels of each head: the first one's `label`."""
+    return [("label" if index == 0 else head.name, head) for index, head in enumerate(labels)]
+
+
 def voc_palette(num_classes: int) -> Palette:
     """The PASCAL VOC colours (VOCdevkit's VOClabelcolormap): bits of the class id go to R, G, B in turn, high first."""
 

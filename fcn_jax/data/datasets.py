@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 
 from fcn_jax import download
 from fcn_jax.data import downloads, images
-from fcn_jax.data.dataset import Dataset
+from fcn_jax.data.dataset import Dataset, record_labels
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,12 @@ class Split:
     sizes: np.ndarray
     pixel_counts: np.ndarray
     corrupt: list[str]
+
+    @property
+    def places(self) -> list[slice]:
+        """Where the classes of each head are among those of all."""
+        ends = itertools.accumulate(count for *_, count in self.heads)
+        return [slice(end - count, end) for end, (*_, count) in zip(ends, self.heads, strict=True)]
 
 
 def open_split(
@@ -253,11 +259,7 @@ def _warn_of_turned(name: str, metadata: dict[str, Any]) -> None:
 def _open(dataset: Dataset, builder: Any, split: str) -> Split:
     import tensorflow_datasets as tfds
 
-    from fcn_jax.data.builders import base
-
-    name, heads = dataset.name, base.record_labels(dataset.labels)
-    class_names = tuple(class_name for _, head in heads for class_name in head.class_names)
-
+    name, heads = dataset.name, record_labels(dataset.labels)
     num_examples = sum(info.num_examples for info in builder.info.splits.values())
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
@@ -274,20 +276,15 @@ def _open(dataset: Dataset, builder: Any, split: str) -> Split:
     # Bytes as they are: the pipeline decodes, and only the images that it draws.
     decoders = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key != "id"}
     metadata = builder.info.metadata
-    places = itertools.accumulate((len(head.class_names) for _, head in heads), initial=0)
-    for place, (_, head) in zip(places, heads, strict=False):
-        title = f"{name}/{split.partition('[')[0]}"
-        pixel_counts = [counts[place : place + len(head.class_names)] for counts in metadata["pixel_counts"]]
-        _check_labels(title, head.class_names, {**metadata, "pixel_counts": pixel_counts})
-    unscored = {class_name for _, head in heads for class_name in head.unscored}
-    return Split(
+    unscored = [class_name in head.unscored for _, head in heads for class_name in head.class_names]
+    found = Split(
         name=name,
         split=split,
-        class_names=class_names,
+        class_names=tuple(class_name for _, head in heads for class_name in head.class_names),
         palette=tuple(colour for _, head in heads for colour in head.palette),
         heads=tuple((key, head.name, len(head.class_names)) for key, head in heads),
         inputs=dataset.inputs,
-        unscored=tuple(index for index, class_name in enumerate(class_names) if class_name in unscored),
+        unscored=tuple(index for index, is_so in enumerate(unscored) if is_so),
         swaps=tuple(head.swap() for _, head in heads),
         source=Source(builder.as_data_source(split=instruction, decoders=decoders)),
         ids=list(metadata["ids"][begin:end]),
@@ -295,6 +292,11 @@ def _open(dataset: Dataset, builder: Any, split: str) -> Split:
         pixel_counts=np.asarray(metadata["pixel_counts"][begin:end], np.int64),
         corrupt=list(metadata.get("corrupt", [])),
     )
+    for place in found.places:
+        pixel_counts = [counts[place] for counts in metadata["pixel_counts"]]
+        title = f"{name}/{split.partition('[')[0]}"
+        _check_labels(title, found.class_names[place], {**metadata, "pixel_counts": pixel_counts})
+    return found
 
 
 def _check_labels(name: str, class_names: Sequence[str], metadata: dict[str, Any]) -> None:

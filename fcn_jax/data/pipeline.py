@@ -12,6 +12,7 @@ import grain
 import numpy as np
 
 from fcn_jax.data import canvases, images, transforms
+from fcn_jax.data.dataset import record_input
 from fcn_jax.data.datasets import Split
 
 
@@ -29,6 +30,12 @@ class Augmentation:
 
 COLOUR = ("colour",)
 CHANNELS = {"depth": 1}  # other inputs have three
+
+
+def place_of(name: str, inputs: Sequence[str]) -> slice:
+    """Where the channels of one of the inputs are in the image."""
+    start = sum(CHANNELS.get(before, 3) for before in inputs[: inputs.index(name)])
+    return slice(start, start + CHANNELS.get(name, 3))
 
 
 class _Decode(grain.transforms.Map):
@@ -76,9 +83,8 @@ class _Decode(grain.transforms.Map):
 
     def _channels(self, record: dict[str, Any], key: str, name: str) -> np.ndarray:
         """The channels of one input."""
-        values = images.decode_input(
-            record["image" if key == "colour" else key], name, "image" if key == "colour" else key
-        )
+        stored = record_input(key)
+        values = images.decode_input(record[stored], name, stored)
         wanted = CHANNELS.get(key, 3)
         if values.shape[2] != wanted or (self._dtype == np.uint8 and values.dtype != np.uint8):
             kind = "of any kind" if self._dtype == np.float32 else "of 8 bits"
@@ -91,8 +97,7 @@ class _Decode(grain.transforms.Map):
 class _Augment(grain.transforms.RandomMap):
     def __init__(self, options: Augmentation, split: Split, inputs: Sequence[str]):
         self._options, self._swaps = options, split.swaps
-        start = sum(CHANNELS.get(name, 3) for name in inputs[: inputs.index("colour")]) if "colour" in inputs else 0
-        self._colour = slice(start, start + 3) if "colour" in inputs else None
+        self._colour = place_of("colour", inputs) if "colour" in inputs else None
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image, label, options = element["image"], element["label"], self._options

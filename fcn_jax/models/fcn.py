@@ -51,7 +51,8 @@ class FCN(nn.Module):
           train: applies dropout (rng stream `dropout`).
 
         Returns:
-          Logits float32 [B, H, W, num_classes]; inside each image's size exactly those that it has alone.
+          Logits float32 [B, H, W, num_classes], the classes of several heads side by side; inside each image's size
+          exactly those that it has alone.
         """
         spec = self.spec
         streams = {stream: self._encode(image, sizes, stream, train=train) for stream in spec.streams}
@@ -106,6 +107,6 @@ def abstract_params(spec: ModelSpec) -> Any:
     return jax.tree.map(lambda leaf: leaf, _abstract_params(spec))  # dicts of the caller's own
 
 
-@functools.lru_cache(16)  # a start asks for it five times; tracing GoogLeNet takes a second
+@functools.lru_cache(16)  # a start asks for it several times, and each is a trace of the network
 def _abstract_params(spec: ModelSpec) -> Any:
     return jax.eval_shape(lambda: init(spec, jax.random.key(0)))

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from fcn_jax.data import images
-from fcn_jax.data.dataset import Dataset, Example, Labels
+from fcn_jax.data.dataset import Dataset, Example, Labels, record_input, record_labels
 from fcn_jax.data.images import VOID
 
 SKIP_SUFFIX = "-skip"  # of the folder of a split that may lack examples
@@ -137,22 +137,12 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         )
 
 
-def record_input(name: str) -> str:
-    """What records call an input."""
-    return "image" if name == "colour" else name
-
-
-def record_labels(labels: Sequence[Labels]) -> list[tuple[str, Labels]]:
-    """What records call the labels of each head: the first one's `label`."""
-    return [("label" if index == 0 else head.name, head) for index, head in enumerate(labels)]
-
-
 def check_example(
     example: Example, inputs: dict[str, bytes], labels: dict[str, np.ndarray], heads: Sequence[Labels]
 ) -> list[int]:
     """Raises ValueError (CorruptError) for an example that cannot be trained on; otherwise its [height, width]."""
     name = example.id
-    shapes = {key: images.decode_input(data, f"{name}", key).shape[:2] for key, data in inputs.items()}
+    shapes = {key: images.decode_input(data, name, key).shape[:2] for key, data in inputs.items()}
     (first, (height, width)), *others = shapes.items()
     for key, shape in [*others, *((key, label.shape) for key, label in labels.items())]:
         if shape != (height, width):
