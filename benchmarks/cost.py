@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fcn_jax import config as config_lib
-from fcn_jax import optim, steps, train_state
+from fcn_jax import losses, optim, steps, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import configured
 
@@ -35,32 +35,19 @@ def update(config, network):
     spec = configured(network, model, names, palette)
     params = fcn.abstract_params(spec)
     frozen = config_lib.words(config.optim.frozen)
-    optimizer = optim.make_optimizer(
-        params,
-        name=config.optim.name,
-        schedule=lambda step: 1e-4,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
-        bias_multiplier=config.optim.bias_multiplier,
-        clip_norm=config.optim.clip_norm,
-        frozen=frozen,
-        own_bias=config_lib.words(config.optim.own_bias),
-    )
+    solver = optim.Solver(config.optim.name, lambda step: 1e-4, config.optim.momentum, config.optim.weight_decay)
+    optimizer = optim.make_optimizer(params, solver, frozen=frozen)
     step = functools.partial(
         steps.train_step,
-        model=fcn.FCN(spec, dropout=model.dropout, dtype=model.dtype),
-        optimizer=optimizer,
-        groups=optim.parameter_groups(params, frozen),
-        class_weights=jnp.ones(classes),
-        normalization=config.loss.normalization,
-        seed=0,
+        update=steps.Update(
+            fcn.FCN(spec, dropout=model.dropout, dtype=model.dtype),
+            optimizer,
+            optim.parameter_groups(params, frozen),
+            losses.Loss(jnp.ones(classes), config.loss.normalization),
+        ),
     )
-    lead = (config.data.accumulate, config.data.batch_size, *(config.data.crop_size or largest))
-    batch = {
-        "image": jax.ShapeDtypeStruct((*lead, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct(lead, jnp.uint8),
-        "size": jax.ShapeDtypeStruct((*lead[:2], 2), jnp.int32),
-    }
+    lead = (config.data.accumulate, config.data.batch_size)
+    batch = steps.batch_shapes(spec, lead, tuple(config.data.crop_size) or largest)
     state = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)
     return step, state, batch
 

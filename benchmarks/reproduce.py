@@ -25,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 import report
 
-from fcn_jax import checkpoint, evaluate
+from fcn_jax import checkpoint
+from fcn_jax.run import results as results_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECORDED = ROOT / "benchmarks" / "recorded"
@@ -47,7 +48,7 @@ class Evaluation(NamedTuple):
     @property
     def name(self):
         """Of its files."""
-        return evaluate.results_name(self.split, self.scales, flip=self.flip, mask=self.mask)
+        return results_lib.name_of(self.split, self.scales, flip=self.flip, mask=self.mask)
 
 
 @dataclasses.dataclass(frozen=True)

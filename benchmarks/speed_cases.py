@@ -103,21 +103,15 @@ def measure_step(geometry, height, width, batch, dtype, repeats):
     import jax
     import jax.numpy as jnp
 
-    from fcn_jax import optim, sharding, steps, train_state
+    from fcn_jax import losses, optim, sharding, steps, train_state
     from fcn_jax.models import fcn
 
     spec, params = network(geometry)
-    solver = {"momentum": 0.99, "weight_decay": 5e-4, "bias_multiplier": 2.0, "clip_norm": 0.0, "frozen": ()}
-    optimizer = optim.make_optimizer(params, name="sgd", schedule=lambda step: 1e-10, **solver)
-    step = functools.partial(
-        steps.train_step,
-        model=fcn.FCN(spec, dropout=0.5, dtype=dtype),
-        optimizer=optimizer,
-        groups=optim.parameter_groups(params, ()),
-        class_weights=jnp.ones(CLASSES),
-        normalization="sum",
-        seed=0,
-    )
+    solver = optim.Solver("sgd", lambda step: 1e-10, momentum=0.99, weight_decay=5e-4, bias_multiplier=2.0)
+    optimizer = optim.make_optimizer(params, solver)
+    model, groups = fcn.FCN(spec, dropout=0.5, dtype=dtype), optim.parameter_groups(params, ())
+    update = steps.Update(model, optimizer, groups, losses.Loss(jnp.ones(CLASSES), "sum"))
+    step = functools.partial(steps.train_step, update=update)
     state = jax.jit(functools.partial(train_state.create_train_state, optimizer=optimizer))(params)
     del params
     data = jax.device_put({key: value[None] for key, value in photographs(batch, height, width).items()})

@@ -23,10 +23,12 @@ from unittest import mock
 
 import jax
 
-from fcn_jax import checkpoint, optim, sharding, train, train_state
+from fcn_jax import checkpoint, sharding, train_state
 from fcn_jax import config as config_lib
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import GEOMETRIES
+from fcn_jax.run import context
+from fcn_jax.run import stage as stage_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -87,23 +89,14 @@ def compile_step(case):
     palette, heads = ((0, 0, 0),) * CLASSES, (("label", "", CLASSES),)
     split = types.SimpleNamespace(class_names=names, palette=palette, heads=heads, inputs={"colour": ()})
     mesh = sharding.make_mesh(jax.devices()[: case.devices])
-    run = train.Run(c, pathlib.Path(), mesh, split, split, None, None)
-    spec = run.spec(config_lib.stages(c)[0])
-    optimizer = optim.make_optimizer(
-        fcn.abstract_params(spec),
-        name=c.optim.name,
-        schedule=lambda step: 1e-4,
-        momentum=c.optim.momentum,
-        weight_decay=c.optim.weight_decay,
-        bias_multiplier=c.optim.bias_multiplier,
-        clip_norm=c.optim.clip_norm,
-        frozen=(),
-    )
+    run, (stage, *_) = context.Run(c, pathlib.Path(), mesh, split, split, None, None), config_lib.stages(c)
+    spec = run.spec(stage)
+    optimizer = stage_lib.make_optimizer(run, stage, lambda step: 1e-4)
     create = functools.partial(train_state.create_train_state, optimizer=optimizer)
     abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     abstract = checkpoint.with_sharding(abstract, sharding.place(abstract, mesh, divided=c.sharding.params))
     with mock.patch.object(sharding, "check_memory", return_value=0):  # this machine is not meant to hold it
-        return train._compile_update(run, config_lib.stages(c)[0], optimizer, abstract, (case.side, case.side))
+        return stage_lib.compile_update(run, stage, optimizer, abstract, (case.side, case.side))
 
 
 def read(compiled, partitioned=None):
@@ -155,9 +148,9 @@ def measure(case, cache):
 @functools.cache
 def sources():
     """A hash of what the programs depend on."""
-    files = [ROOT / f"fcn_jax/{name}.py" for name in ("train_state", "optim", "losses")]
+    files = [ROOT / f"fcn_jax/{name}.py" for name in ("train_state", "steps", "optim", "losses")]
     files += [*sorted((ROOT / "fcn_jax/models").glob("*.py")), ROOT / "configs/fcn8s.py"]
-    functions = (train._compile_update, train._gather, sharding.place, sharding.gather, compile_step, configured)
+    functions = (stage_lib.compile_update, stage_lib._gather, sharding.place, sharding.gather, compile_step, configured)
     text = [path.read_text() for path in files] + [inspect.getsource(f) for f in functions] + [jax.__version__]
     return hashlib.sha256("".join(text).encode()).hexdigest()[:12]
 

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from fcn_jax import checkpoint, metrics, multiscale, progress
+from fcn_jax import checkpoint, metrics, multiscale
 from fcn_jax.data import canvases, datasets, pipeline
 from fcn_jax.models import fcn
+from fcn_jax.run import progress
 
 PARTS = (0, 0.25, 0.5, 0.75, 1)
 

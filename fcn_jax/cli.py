@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fcn_jax.stop import Stopped
+from fcn_jax.run.stop import Stopped
 
 # What a user can cause and mend; anything else is a defect and shows its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)

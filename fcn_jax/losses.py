@@ -4,9 +4,30 @@ Every normalisation is a weight per pixel that depends on the labels alone, so t
 whatever the number of devices and of accumulated batches.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
+
+CELL = 32  # pixels, the stride of the last map
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss of one update.
+
+    Attributes:
+      class_weights: float32 [C], of the classes of all heads.
+      normalization: as in `pixel_weights`.
+      heads: where the classes of each head are in the logits; the losses of several are added.
+      sampling: the probability with which a cell counts, as in `sampled`.
+    """
+
+    class_weights: jax.Array
+    normalization: str
+    heads: tuple[slice, ...] = (slice(None),)
+    sampling: float = 1.0
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -46,9 +67,6 @@ def pixel_weights(label: jax.Array, normalization: str, class_weights: jax.Array
     if normalization == "pixel":
         return weights / jnp.maximum(labelled.sum(), 1).astype(jnp.float32)
     raise ValueError(f"loss normalization {normalization!r}: choose from sum, image, pixel")
-
-
-CELL = 32  # pixels, the stride of the last map
 
 
 def sampled(weights: jax.Array, key: jax.Array, keep: float, normalization: str) -> jax.Array:

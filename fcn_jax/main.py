@@ -29,13 +29,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--split and --which are for --mode=eval, which is not given")
     if _CONFIG.value is None:
         raise ValueError("--config is missing: give a file of configs/, such as --config=configs/fcn8s.py:demo")
-    from fcn_jax import (
-        distributed,
-        evaluate,
-        metrics,
-        multiscale,
-        train,
-    )  # after the flags, since they take seconds to import
+    from fcn_jax import evaluate, metrics, multiscale, train  # after the flags, since they take seconds to import
+    from fcn_jax.run import distributed
 
     config = _CONFIG.value
     if config.deterministic:

@@ -1,11 +1,32 @@
 """Optimizers and schedules, with the groups that the released solvers use: kernels, biases and frozen layers."""
 
+import dataclasses
 import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A rule of updates: sgd in Caffe's form (v = m v + lr (g + wd w), w -= v) or adamw.
+
+    Attributes:
+      rate: the learning rate at an update.
+      momentum: of sgd; beta1 of adamw.
+      weight_decay: of kernels.
+      bias_multiplier: the learning rate of biases relative to that of kernels.
+      clip_norm: the largest global norm of the gradient, 0 for no limit.
+    """
+
+    name: str
+    rate: optax.Schedule
+    momentum: float
+    weight_decay: float
+    bias_multiplier: float = 1.0
+    clip_norm: float = 0.0
 
 
 def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
@@ -59,40 +80,31 @@ def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str]
 
 
 def make_optimizer(
-    params: Any,
-    *,
-    name: str,
-    schedule: optax.Schedule,
-    momentum: float,
-    weight_decay: float,
-    bias_multiplier: float,
-    clip_norm: float,
-    frozen: Sequence[str],
-    own_bias: Sequence[str] = ("*",),
+    params: Any, solver: Solver, *, frozen: Sequence[str] = (), own_bias: Sequence[str] = ("*",)
 ) -> optax.GradientTransformation:
-    """SGD in Caffe's form (v = m v + lr (g + wd w), w -= v) or AdamW.
+    """The solver over the groups of `parameter_groups`.
 
     Biases of the layers `own_bias` have their own rate and no decay; scales of normalisation have no decay.
     """
 
     def rule(multiplier: float, decay: float) -> optax.GradientTransformation:
         def rate(step: Any) -> Any:
-            return multiplier * schedule(step)
+            return multiplier * solver.rate(step)
 
-        if name == "sgd":
+        if solver.name == "sgd":
             # The rate is inside the velocity, so that a change of rate acts as it does in Caffe.
             return optax.chain(
-                optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate), optax.trace(decay=momentum)
+                optax.add_decayed_weights(decay), optax.scale_by_learning_rate(rate), optax.trace(decay=solver.momentum)
             )
-        return optax.adamw(rate, b1=momentum, weight_decay=decay)
+        return optax.adamw(rate, b1=solver.momentum, weight_decay=decay)
 
     groups = {
-        "kernel": rule(1.0, weight_decay),
-        "bias": rule(bias_multiplier, 0.0),
+        "kernel": rule(1.0, solver.weight_decay),
+        "bias": rule(solver.bias_multiplier, 0.0),
         "frozen": optax.set_to_zero(),
     }
     labels = parameter_groups(params, frozen, own_bias)
     if "norm" in jax.tree.leaves(labels):  # else the state is what it was before there was this group
         groups["norm"] = rule(1.0, 0.0)
     update = optax.multi_transform(groups, labels)
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update) if clip_norm else update
+    return optax.chain(optax.clip_by_global_norm(solver.clip_norm), update) if solver.clip_norm else update

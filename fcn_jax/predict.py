@@ -17,10 +17,11 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from fcn_jax import cli, progress, visualize
+from fcn_jax import cli, visualize
 from fcn_jax.data import images
 from fcn_jax.models.spec import ModelSpec
 from fcn_jax.predictor import Predictor, load
+from fcn_jax.run import progress
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's workdir, a step of its checkpoints, or converted weights."

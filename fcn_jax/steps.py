@@ -1,5 +1,6 @@
 """The two pure functions that everything else feeds: train_step and eval_step."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,55 +11,71 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax import losses, metrics, multiscale
+from fcn_jax.models.spec import ModelSpec
 from fcn_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    groups: Any,
-    class_weights: jax.Array,
-    normalization: str,
-    seed: int,
-    heads: Sequence[slice] = (slice(None),),
-    sampling: float = 1.0,
-    gather: Callable[[Any], Any] = lambda params: params,
-    ema: float = 0.0,
-    start: int = 0,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+def batch_shapes(
+    spec: ModelSpec, lead: tuple[int, ...], canvas: tuple[int, int], place: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What both steps take, of such leading axes and canvas (height, width): image, label and size, placed."""
+    dtype = jnp.float32 if "depth" in spec.input_names else jnp.uint8
+    heads = () if len(spec.outputs) == 1 else (len(spec.outputs),)
+    return {
+        "image": jax.ShapeDtypeStruct((*lead, *canvas, len(spec.mean)), dtype, sharding=place),
+        "label": jax.ShapeDtypeStruct((*lead, *canvas, *heads), jnp.uint8, sharding=place),
+        "size": jax.ShapeDtypeStruct((*lead, 2), jnp.int32, sharding=place),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What an optimizer update does, whatever the state and the batch.
+
+    Attributes:
+      groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+      seed: of dropout and sampling, with the step.
+      ema: the decay of state.average, which began at the step `start`.
+      gather: makes divided parameters whole for the computation (sharding.gather).
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    groups: Any
+    loss: losses.Loss
+    seed: int = 0
+    ema: float = 0.0
+    start: int = 0
+    gather: Callable[[Any], Any] = lambda params: params
+
+
+def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer update.
 
     Args:
       batch: image uint8 [A, B, H, W, 3] (or what the network takes), label uint8 [A, B, H, W] (255 void; of several
         heads [A, B, H, W, heads]), size int32 [A, B, 2]; the gradients of the A batches are accumulated.
-      heads: where the classes of each head are in the logits; the losses of several are added.
-      groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
-      sampling: the probability with which a cell of the loss is kept (losses.sampled).
-      ema: the decay of state.average, which began at the step `start`.
-      gather: makes divided parameters whole for the computation (sharding.gather).
 
     Returns:
       The next state and {'loss', 'gradient_norm'}, float32 [].
     """
-    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    loss, heads = update.loss, update.loss.heads
+    dropout_key = jax.random.fold_in(jax.random.key(update.seed), state.step)
     labels = by_head(batch["label"], len(heads))
     weights = [
-        losses.pixel_weights(label, normalization, class_weights[place])
+        losses.pixel_weights(label, loss.normalization, loss.class_weights[place])
         for label, place in zip(labels, heads, strict=True)
     ]
-    if sampling < 1:  # dropout's keys are folded with 0 .. A - 1
+    if loss.sampling < 1:  # dropout's keys are folded with 0 .. A - 1
         key = jax.random.fold_in(dropout_key, 2**31)
-        weights = [losses.sampled(weight, key, sampling, normalization) for weight in weights]
+        weights = [losses.sampled(weight, key, loss.sampling, loss.normalization) for weight in weights]
 
     def loss_fn(params: Any, index: jax.Array | int, image: Any, size: Any, labels: Any, weights: Any) -> jax.Array:
-        params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, groups)
+        params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, update.groups)
         rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
-        logits: Any = model.apply({"params": gather(params)}, image, size, train=True, rngs=rngs)
+        logits: Any = update.model.apply({"params": update.gather(params)}, image, size, train=True, rngs=rngs)
         terms = [
             jnp.sum(weight * losses.cross_entropy(logits[..., place], label))
             for place, label, weight in zip(heads, labels, weights, strict=True)
@@ -71,19 +88,19 @@ def train_step(
     accumulated = batch["image"].shape[0]
     items = (jnp.arange(accumulated), batch["image"], batch["size"], labels, weights)
     if accumulated == 1:  # a loop of one is still a loop to XLA:CPU, whose convolutions are slow inside of loops
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, *jax.tree.map(lambda item: item[0], items))
+        total, grads = jax.value_and_grad(loss_fn)(state.params, *jax.tree.map(lambda item: item[0], items))
     else:
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-        (loss, grads), _ = jax.lax.scan(accumulate, zero, items)
+        (total, grads), _ = jax.lax.scan(accumulate, zero, items)
 
     norm = optax.tree.norm(grads)
     with jax.numpy_dtype_promotion("standard"):  # optax's AdamW raises a float to an int power
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = update.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average is not None:
-        average = optax.incremental_update(params, average, 1 - _decay(ema, state.step - start))
-    bad = (state.bad_step < 0) & ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        average = optax.incremental_update(params, average, 1 - _decay(update.ema, state.step - update.start))
+    bad = (state.bad_step < 0) & ~(jnp.isfinite(total) & jnp.isfinite(norm))
     new_state = TrainState(
         step=state.step + 1,
         params=params,
@@ -91,7 +108,7 @@ def train_step(
         bad_step=jnp.where(bad, state.step, state.bad_step),
         average=average,
     )
-    return new_state, {"loss": loss, "gradient_norm": norm}
+    return new_state, {"loss": total, "gradient_norm": norm}
 
 
 def _decay(ema: float, step: jax.Array) -> jax.Array:

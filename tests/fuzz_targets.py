@@ -25,10 +25,11 @@ import test_weights_safetensors
 import test_weights_torch
 from PIL import Image
 
-from fcn_jax import config, train, weights
+from fcn_jax import config, weights
 from fcn_jax.data import images
 from fcn_jax.data.builders import camvid, voc_segmentation
 from fcn_jax.models import fcn, spec
+from fcn_jax.run import config_file, curves
 from fcn_jax.weights import convert
 
 Files = dict[str, bytes]
@@ -176,8 +177,8 @@ def _read_config(path: pathlib.Path, folder: pathlib.Path) -> None:
     longer = config.default()
     with longer.unlocked():
         longer.steps = (20_000,)
-    train._check_same_config(longer, folder)
-    train._tell_of_extension(longer, folder, 5)
+    config_file.check_same(longer, folder)
+    config_file.tell_of_extension(longer, folder, 5)
 
 
 def _curves(folder: pathlib.Path) -> Files:
@@ -193,7 +194,7 @@ def _of_curves(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def _read_curves(path: pathlib.Path, folder: pathlib.Path) -> None:
-    train._forget_curves_after(folder, 2)
+    curves.forget_after(folder, 2)
     for line in path.read_bytes().splitlines():
         assert json.loads(line)["step"] <= 2
 

@@ -314,7 +314,10 @@ TRAINING = [
 
 
 def train_elements(split, corrupt, options, threads=0):
-    dataset = pipeline.train_dataset(split, AUGMENTED, seed=3, corrupt=corrupt, **options)
+    process = {key: value for key, value in options.items() if key.startswith("process_")}
+    others = {key: value for key, value in options.items() if key not in process}
+    reading = pipeline.Reading(corrupt=corrupt, **process)
+    dataset = pipeline.train_dataset(split, AUGMENTED, seed=3, **others, reading=reading)
     if not threads:
         return [dataset[step] for step in range(1, 7)]
     return list(itertools.islice(pipeline.iterate(dataset, 1, threads), 6))
@@ -323,7 +326,7 @@ def train_elements(split, corrupt, options, threads=0):
 def eval_elements(split, corrupt, threads=2):
     everything = tuple(range(len(split.ids)))
     batches = [canvases.Batch(CANVAS, everything[start : start + 4]) for start in range(0, len(everything), 4)]
-    dataset = pipeline.eval_dataset(split, batches, batch_size=4, corrupt=corrupt)
+    dataset = pipeline.eval_dataset(split, batches, batch_size=4, reading=pipeline.Reading(corrupt=corrupt))
     return list(pipeline.iterate(dataset, 0, threads))
 
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fcn_jax import checkpoint, damage, digests, train_state
+from fcn_jax import checkpoint, digests, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
+from fcn_jax.run import damage
+from fcn_jax.run.checkpoints import Checkpoints
 
 SPEC = ModelSpec("fcn32s", "vgg16", "same", False, "fixed", 1, 2, ("a", "b"), ((0, 0, 0), (1, 1, 1)))
 PLAIN = {"scales": [1.0], "flip": False}
@@ -28,7 +30,7 @@ def state(step):
 
 def save(workdir, scores, scoring=PLAIN):
     """Checkpoints of the steps, with their mean IU, in turn."""
-    with checkpoint.Checkpoints(workdir, scoring) as checkpoints:
+    with Checkpoints(workdir, scoring) as checkpoints:
         for step, mean_iou in scores.items():
             checkpoints.save(state(step), SPEC, {"mean_iou": mean_iou, **scoring})
             checkpoints.wait()
@@ -157,7 +159,7 @@ def test_the_best_is_of_those_that_were_scored_alike(workdir):
 
 
 def test_scores_of_earlier_versions_are_plain(tmp_path):
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(1), SPEC, {"mean_iou": 0.5})
         checkpoints.wait()
     save(tmp_path, {2: 0.4})
@@ -168,7 +170,7 @@ def test_scores_of_earlier_versions_are_plain(tmp_path):
 
 def test_without_scores_the_latest_is_the_best(tmp_path):
     assert checkpoint.best_step(tmp_path) is None
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
             checkpoints.save(state(step), SPEC)
             checkpoints.wait()

@@ -169,7 +169,11 @@ def test_nyudv2(opened, tmp_path):
     np.testing.assert_array_equal(labels(found)[0], np.where(raw == 0, 255, raw - 1))
     assert len(found.class_names) == 40
     batch = pipeline.train_dataset(
-        found, pipeline.Augmentation((36, 40)), seed=0, batch_size=1, inputs=("colour", "depth", "hha")
+        found,
+        pipeline.Augmentation((36, 40)),
+        seed=0,
+        batch_size=1,
+        reading=pipeline.Reading(inputs=("colour", "depth", "hha")),
     )[0]
     assert batch["image"].shape == (1, 1, 36, 40, 7)
     assert batch["image"].dtype == np.float32
@@ -180,7 +184,9 @@ def test_nyudv2(opened, tmp_path):
     np.testing.assert_array_equal(batch["image"][0, 0], expected)
     assert batch["image"][..., 3].max() > 255, "all bits of depth"
     with pytest.raises(ValueError, match=r"nyudv2 has no infrared: config\.inputs may have colour, depth, hha"):
-        pipeline.train_dataset(found, pipeline.Augmentation((36, 40)), seed=0, batch_size=1, inputs=("infrared",))
+        pipeline.train_dataset(
+            found, pipeline.Augmentation((36, 40)), seed=0, batch_size=1, reading=pipeline.Reading(inputs=("infrared",))
+        )
 
 
 def test_inputs_of_another_size_or_kind(opened, tmp_path):

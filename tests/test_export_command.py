@@ -12,6 +12,7 @@ from processes import mounted, needs_namespaces
 from test_export import Case, random_params
 
 from fcn_jax import checkpoint, export, weights
+from fcn_jax.run.checkpoints import Checkpoints
 from fcn_jax.train_state import TrainState
 
 CASE = Case("fcn16s", "same", "fixed")
@@ -60,7 +61,7 @@ def test_it_writes_a_file_and_says_how_to_use_it(format, converted, tmp_path):
 @pytest.mark.parametrize(("which", "step"), [("best", 1), ("latest", 2)])
 def test_it_takes_the_checkpoint_of_a_run_that_which_names(which, step, tmp_path):
     spec = CASE.spec()
-    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+    with Checkpoints(tmp_path / "run") as checkpoints:
         for number, score in ((1, 0.9), (2, 0.1)):
             state = TrainState(np.int32(number), random_params(spec, seed=number), {"m": np.zeros(1)}, np.int32(-1))
             checkpoints.save(state, spec, {checkpoint.METRIC: score})

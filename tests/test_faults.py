@@ -24,10 +24,11 @@ from processes import Job, needs_namespaces
 from test_train import stopping
 
 from fcn_jax import checkpoint, optim, train_state
-from fcn_jax.damage import set_aside
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
-from fcn_jax.stop import Stop
+from fcn_jax.run.checkpoints import Checkpoints
+from fcn_jax.run.damage import set_aside
+from fcn_jax.run.stop import Stop
 
 RUN = (
     "--config=configs/fcn8s.py:demo",
@@ -134,7 +135,7 @@ def test_orbax_does_not_ask_whether_to_stop(tmp_path, monkeypatch):
     questions = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: questions.append(step) or False)
     spec = ModelSpec("fcn32s", "vgg16", "same", False, "fixed", 1, 2, ("a", "b"), ((0, 0, 0), (1, 1, 1)))
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
             checkpoints.save(
                 train_state.TrainState(jnp.int32(step), {"w": jnp.zeros(3)}, {"m": jnp.zeros(3)}, jnp.int32(-1)), spec
@@ -354,10 +355,10 @@ def test_all_checkpoints_damaged(halfway, data_dir, tmp_path):
 
 def restored(workdir, step):
     """The arrays of a state, read as a run reads them."""
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir) as checkpoints:
         params = fcn.abstract_params(checkpoints.spec(step))
-        constants = {"momentum": 0.9, "weight_decay": 1e-4, "bias_multiplier": 1.0, "clip_norm": 1.0, "frozen": ()}
-        optimizer = optim.make_optimizer(params, name="adamw", schedule=lambda step: 1e-3, **constants)
+        solver = optim.Solver("adamw", lambda step: 1e-3, momentum=0.9, weight_decay=1e-4, clip_norm=1.0)
+        optimizer = optim.make_optimizer(params, solver)
         abstract = jax.eval_shape(functools.partial(train_state.create_train_state, optimizer=optimizer), params)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.tree.leaves(checkpoints.restore(step, checkpoint.with_sharding(abstract, place)))

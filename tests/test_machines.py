@@ -14,7 +14,7 @@ from test_commands import DEMO, ENVIRONMENT, ROOT, TINY
 from test_launch import MAIN, SRUN, fakes, launch, wait_until  # noqa: F401  (a fixture)
 
 from fcn_jax import cli
-from fcn_jax.stop import Stop
+from fcn_jax.run.stop import Stop
 
 SWITCHES = {
     "JAX_TRANSFER_GUARD": "disallow",

@@ -228,7 +228,7 @@ def test_old_classes_score_as_before_in_a_network_with_more(upsampling):
     image = np.random.default_rng(0).integers(0, 256, (1, 33, 47, 3), np.uint8)
     before = np.asarray(fcn.FCN(old).apply({"params": random_params(old)}, image))
     for classes, where in (("all", [0, 1, 2]), ("-,2,class 0,1,-", [2, 3, 1])):
-        params, report = merge.merge(new, found, initial=never, classes=classes)
+        params, report = merge.merge(new, found, merge.Wishes(classes=classes), initial=never)
         after = np.asarray(fcn.FCN(new).apply({"params": params}, image))
         np.testing.assert_allclose(after[..., where], before, rtol=0, atol=1e-5 * np.abs(before).max())
         assert not after[..., [i for i in range(5) if i not in where]].any()
@@ -245,14 +245,14 @@ def test_old_classes_score_as_before_in_a_network_with_more(upsampling):
 )
 def test_wrong_classes(classes, message):
     with pytest.raises(ValueError, match=message):
-        merge.merge(narrow(), file_of(narrow()), initial=never, classes=classes)
+        merge.merge(narrow(), file_of(narrow()), merge.Wishes(classes=classes), initial=never)
 
 
 def test_classes_need_scores_and_room():
     with pytest.raises(ValueError, match="the weights have no score_fr"):
-        merge.merge(narrow(), without(file_of(narrow()), "score_fr"), initial=never, classes="all")
+        merge.merge(narrow(), without(file_of(narrow()), "score_fr"), merge.Wishes(classes="all"), initial=never)
     with pytest.raises(ValueError, match="classes=all: the weights have 4 classes, the network only 3"):
-        merge.merge(narrow(), file_of(narrow(classes=4)), initial=never, classes="all")
+        merge.merge(narrow(), file_of(narrow(classes=4)), merge.Wishes(classes="all"), initial=never)
 
 
 def test_a_fourth_input_channel_starts_with_the_mean_of_three():
@@ -336,7 +336,7 @@ def test_upsampling_kernels_and_networks_with_fixed_upsampling():
     only = found._replace(arrays={**bilinear, "upscore8/kernel": found.arrays["upscore8/kernel"]})
     with pytest.raises(ValueError, match="the weights' upscore8 is not bilinear: use learned upsampling, or leave"):
         merge.merge(spec, only, initial=never)
-    _, report = merge.merge(spec, only, initial=never, skip=("upscore8",))
+    _, report = merge.merge(spec, only, merge.Wishes(skip=("upscore8",)), initial=never)
     assert row(report, "upscore8/kernel").how == "left over"
 
 
@@ -346,7 +346,7 @@ def test_random_layers_stay_as_initialised_whatever_the_weights_hold():
     for width in (2, 9):
         found = file_of(narrow(fc_width=width))
         found = without(found, "score_fr")
-        params, report = merge.merge(spec, found, initial=lambda: fresh, random=("fc*",))
+        params, report = merge.merge(spec, found, merge.Wishes(random=("fc*",)), initial=lambda: fresh)
         np.testing.assert_array_equal(params["fc6"]["kernel"], fresh["fc6"]["kernel"])
         np.testing.assert_array_equal(params["conv5_3"]["kernel"], found.arrays["conv5_3/kernel"])
         assert row(report, "fc6/bias") == ("fc6/bias", (2,), "missing", "starts random")
@@ -373,7 +373,7 @@ def test_left_over(caplog):
     assert last.split() == ["bn/bias", "4", "left", "over"]
     assert counts == "36 taken, 2 left over"
     for accepted in ({"skip": ("bn",)}, {"allow": ("bn",)}):
-        _, report = merge.merge(spec, extra, initial=never, **accepted)
+        _, report = merge.merge(spec, extra, merge.Wishes(**accepted), initial=never)
         assert report[-2:] == [("bn/scale", (4,), "left over", ""), ("bn/bias", (4,), "left over", "")]
 
 
@@ -391,13 +391,13 @@ def test_missing():
     with pytest.raises(ValueError, match=r"^conv1_1 would start random: name it in config.init.random, or give"):
         merge.merge(spec, part, initial=never)
     with pytest.raises(ValueError, match=r"^fc6 would start random"):
-        merge.merge(spec, found, initial=never, skip=("fc6",))
+        merge.merge(spec, found, merge.Wishes(skip=("fc6",)), initial=never)
     with pytest.raises(ValueError, match=r"^fc6, fc7 would start random: name them in --allow, or give weights that"):
-        merge.merge(spec, without(found, "fc6", "fc7"), initial=never, flags=("--allow", "--allow"))
-    params, _ = merge.merge(spec, without(found, "fc6", "fc7"), initial=lambda: fresh, allow=("fc*",))
+        merge.merge(spec, without(found, "fc6", "fc7"), merge.Wishes(flags=("--allow", "--allow")), initial=never)
+    params, _ = merge.merge(spec, without(found, "fc6", "fc7"), merge.Wishes(allow=("fc*",)), initial=lambda: fresh)
     np.testing.assert_array_equal(params["fc7"]["kernel"], fresh["fc7"]["kernel"])
     # What is allowed to be missing is taken where it is there.
-    params, _ = merge.merge(spec, found, initial=never, allow=("fc*",))
+    params, _ = merge.merge(spec, found, merge.Wishes(allow=("fc*",)), initial=never)
     np.testing.assert_array_equal(params["fc7"]["kernel"], found.arrays["fc7/kernel"])
 
 
@@ -405,7 +405,7 @@ def test_from_nothing():
     spec, fresh = narrow(), random_params(narrow(), seed=1)
     with pytest.raises(ValueError, match=r"^conv1_1, .*, fc6, fc7 would start random: name them in config.init.random"):
         merge.merge(spec, weights.NONE, initial=never)
-    params, report = merge.merge(spec, weights.NONE, initial=lambda: fresh, random=("conv*", "fc?"))
+    params, report = merge.merge(spec, weights.NONE, merge.Wishes(random=("conv*", "fc?")), initial=lambda: fresh)
     np.testing.assert_array_equal(params["conv3_2"]["kernel"], fresh["conv3_2"]["kernel"])
     assert not params["score_fr"]["kernel"].any()
     assert {r.note for r in report} == {"starts random", "starts zero"}
@@ -414,7 +414,7 @@ def test_from_nothing():
 @pytest.mark.parametrize("which", ["random", "allow"])
 def test_a_glob_that_matches_no_layer(which):
     with pytest.raises(ValueError, match=r"config.init.random: 'fc9' matches no layer; there are conv1_1, .*score_fr"):
-        merge.merge(narrow(), file_of(narrow()), initial=never, **{which: ("fc6", "fc9")})
+        merge.merge(narrow(), file_of(narrow()), merge.Wishes(**{which: ("fc6", "fc9")}), initial=never)
 
 
 def test_format_report():

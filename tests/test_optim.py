@@ -15,12 +15,11 @@ from fcn_jax.models.spec import ModelSpec
 RATES = (0.1, 0.05, 0.3)
 DEFAULTS = {
     "name": "sgd",
-    "schedule": lambda step: 1.0,
+    "rate": lambda step: 1.0,
     "momentum": 0.9,
     "weight_decay": 0.0,
     "bias_multiplier": 1.0,
     "clip_norm": 0.0,
-    "frozen": (),
 }
 
 
@@ -37,13 +36,16 @@ def layers(*names, seed=0):
     }
 
 
-def updates(params, gradients, **options):
+def solver(**options):
+    return optim.Solver(**{**DEFAULTS, **options})
+
+
+def updates(params, gradients, frozen=(), **options):
     """The parameters after each of the updates that `gradients` give, and before the first."""
-    options = {**DEFAULTS, **options}
-    optimizer = optim.make_optimizer(params, **options)
+    optimizer = optim.make_optimizer(params, solver(**options), frozen=frozen)
     state, history, update = optimizer.init(params), [params], jax.jit(optimizer.update)
     # Optax's bias correction raises a float to an integer power.
-    with jax.numpy_dtype_promotion("standard" if options["name"] == "adamw" else "strict"):
+    with jax.numpy_dtype_promotion("standard" if options.get("name") == "adamw" else "strict"):
         for gradient in gradients:
             change, state = update(gradient, state, history[-1])
             history.append(optax.apply_updates(history[-1], change))
@@ -52,7 +54,7 @@ def updates(params, gradients, **options):
 
 def test_sgd_is_caffes_with_a_changing_rate():
     params, gradients = layers("fc7"), [layers("fc7", seed=s) for s in (1, 2, 3)]
-    history = updates(params, gradients, schedule=changing_rate, momentum=0.9, weight_decay=0.5, bias_multiplier=2.0)
+    history = updates(params, gradients, rate=changing_rate, momentum=0.9, weight_decay=0.5, bias_multiplier=2.0)
     for name, multiplier, decay in (("kernel", 1, 0.5), ("bias", 2, 0)):
         w, v = params["fc7"][name].astype(np.float64), 0.0
         for step, gradient in enumerate(gradients):
@@ -65,7 +67,7 @@ def test_sgd_is_caffes_with_a_changing_rate():
 def test_adamw_is_that_of_loshchilov_and_hutter():
     params, gradients = layers("fc7"), [layers("fc7", seed=s) for s in (1, 2, 3)]
     history = updates(
-        params, gradients, name="adamw", schedule=changing_rate, momentum=0.8, weight_decay=0.5, bias_multiplier=2.0
+        params, gradients, name="adamw", rate=changing_rate, momentum=0.8, weight_decay=0.5, bias_multiplier=2.0
     )
     for name, multiplier, decay in (("kernel", 1, 0.5), ("bias", 2, 0)):
         w, m, v = params["fc7"][name].astype(np.float64), 0.0, 0.0
@@ -81,7 +83,7 @@ def test_adamw_is_that_of_loshchilov_and_hutter():
 def test_decay_shrinks_kernels_alone(name):
     params = layers("fc7")
     zero = jax.tree.map(np.zeros_like, params)
-    after = updates(params, [zero], name=name, schedule=lambda step: 0.1, weight_decay=0.5)[-1]
+    after = updates(params, [zero], name=name, rate=lambda step: 0.1, weight_decay=0.5)[-1]
     np.testing.assert_allclose(after["fc7"]["kernel"], 0.95 * params["fc7"]["kernel"], rtol=1e-6)
     np.testing.assert_array_equal(after["fc7"]["bias"], params["fc7"]["bias"])
 
@@ -147,8 +149,7 @@ def test_every_parameter_of_a_network_is_in_one_group(network, upsampling):
 def test_every_parameter_of_a_network_is_updated_once():
     shapes = fcn.abstract_params(spec_of("fcn8s", "learned"))
     params = jax.tree.map(lambda p: jnp.zeros(p.shape, p.dtype), shapes)
-    options = {**DEFAULTS, "bias_multiplier": 2.0, "frozen": ("conv1_*",)}
-    optimizer = optim.make_optimizer(params, **options)
+    optimizer = optim.make_optimizer(params, solver(bias_multiplier=2.0), frozen=("conv1_*",))
     change, _ = jax.jit(optimizer.update)(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     for layer, members in change.items():
         for name, values in members.items():
@@ -161,9 +162,8 @@ def test_biases_of_other_layers_are_treated_as_kernels():
     params = {**layers("conv1"), **layers("score_fr")}
     groups = optim.parameter_groups(params, (), ("score*",))
     assert groups == {"conv1": {"kernel": "kernel", "bias": "kernel"}, "score_fr": {"kernel": "kernel", "bias": "bias"}}
-    options = {**DEFAULTS, "weight_decay": 0.5, "bias_multiplier": 2.0, "own_bias": ("score*",)}
     ones = jax.tree.map(jnp.ones_like, params)
-    optimizer = optim.make_optimizer(ones, **options)
+    optimizer = optim.make_optimizer(ones, solver(weight_decay=0.5, bias_multiplier=2.0), own_bias=("score*",))
     change, _ = optimizer.update(jax.tree.map(jnp.ones_like, ones), optimizer.init(ones), ones)
     # At a rate of 1: -(1 + 0.5 * 1), and -2 * 1.
     assert {float(x) for x in change["conv1"]["bias"]} == {-1.5}
@@ -182,14 +182,14 @@ def test_normalisation_in_a_block():
     params = {"block1": {"norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)}, "conv": {"kernel": jnp.ones((1, 3))}}}
     groups = optim.parameter_groups(params, ("block1/conv",))
     assert groups["block1"] == {"norm": {"scale": "norm", "bias": "bias"}, "conv": {"kernel": "frozen"}}
-    options = {"name": "sgd", "schedule": lambda step: 1.0, "momentum": 0.0, "weight_decay": 0.5, "clip_norm": 0.0}
-    optimizer = optim.make_optimizer(params, bias_multiplier=2.0, frozen=(), **options)
+    decaying = solver(momentum=0.0, weight_decay=0.5, bias_multiplier=2.0)
+    optimizer = optim.make_optimizer(params, decaying)
     change, state = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     assert {float(x) for x in change["block1"]["norm"]["scale"]} == {-1.0}
     assert {float(x) for x in change["block1"]["conv"]["kernel"][0]} == {-1.5}
     assert state.inner_states.keys() == {"kernel", "bias", "frozen", "norm"}
     plain = {"fc6": {"kernel": jnp.ones((1, 3)), "bias": jnp.ones(3)}}
-    optimizer = optim.make_optimizer(plain, bias_multiplier=2.0, frozen=(), **options)
+    optimizer = optim.make_optimizer(plain, decaying)
     assert optimizer.init(plain).inner_states.keys() == {"kernel", "bias", "frozen"}
 
 

@@ -10,7 +10,9 @@ import pytest
 from test_damage import SPEC, params, save
 
 import fcn_jax
-from fcn_jax import checkpoint, damage, workdir
+from fcn_jax import checkpoint, files
+from fcn_jax.run import damage
+from fcn_jax.run.checkpoints import Checkpoints
 
 NAMES = [
     *("a [1]", "lr[0.1]", "q?*", "a[!b]", "{x}", "$HOME", "~x", "%41", "#h", "50%", "q'\"", "&;|", " sp ", "tab\t"),
@@ -44,7 +46,7 @@ def test_runs_anywhere(tmp_path, monkeypatch, caplog, capfd, name):
     assert damage.set_aside(pathlib.Path(name)) == ""
     assert checkpoint.saved_steps(name) == [1, 2]
     assert checkpoint.find(name).samefile(f"{name}/checkpoints/1")
-    with checkpoint.Checkpoints(name) as checkpoints:
+    with Checkpoints(name) as checkpoints:
         assert checkpoints.latest_step() == 2
     caplog.clear()
     capfd.readouterr()
@@ -58,13 +60,13 @@ def test_dots_are_what_the_kernel_takes_them_for(tmp_path):
     """`link/..` is the folder above the link's target."""
     (tmp_path / "there" / "deep").mkdir(parents=True)
     os.symlink(tmp_path / "there" / "deep", tmp_path / "link")
-    assert workdir.local(tmp_path / "link" / ".." / "run") == tmp_path / "there" / "run"
+    assert files.local(tmp_path / "link" / ".." / "run") == tmp_path / "there" / "run"
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())
 def test_what_the_libraries_misread_is_refused(tmp_path, name, reason):
     for refusing in (
-        lambda path: checkpoint.Checkpoints(path),
+        lambda path: Checkpoints(path),
         lambda path: checkpoint.save_params(path, params(), SPEC),
         checkpoint.find,
     ):
@@ -83,9 +85,9 @@ def test_a_link_to_what_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["/s3/run", "/gs/x"])
 def test_roots_that_are_taken_for_clouds(name):
     with pytest.raises(ValueError, match="the look of an address in a cloud"):
-        workdir.local(name)
+        files.local(name)
 
 
 def test_a_home_that_there_is_not():
     with pytest.raises(ValueError, match=r"'~nobody-of-this-name/run': there is no such home directory: begin with"):
-        workdir.local("~nobody-of-this-name/run")
+        files.local("~nobody-of-this-name/run")

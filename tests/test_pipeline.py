@@ -60,7 +60,9 @@ def assert_whole(split, image, label, size, name):
 
 
 def test_an_element_has_the_shapes_and_types_that_are_promised(split):
-    element = pipeline.train_dataset(split, AUGMENTED, seed=0, batch_size=4, accumulate=3, process_count=2)[0]
+    element = pipeline.train_dataset(
+        split, AUGMENTED, seed=0, batch_size=4, accumulate=3, reading=pipeline.Reading(process_count=2)
+    )[0]
     assert {key: value.shape for key, value in element.items()} == {
         "image": (3, 2, 48, 40, 3),
         "label": (3, 2, 48, 40),
@@ -103,7 +105,12 @@ def test_the_shares_of_the_processes_make_up_the_global_batch(split, processes, 
     options = {"seed": 5, "batch_size": 8, "accumulate": accumulate, "replacement": replacement}
     steps = (0, 1, 6)
     shares = [
-        take(pipeline.train_dataset(split, AUGMENTED, **options, process_index=i, process_count=processes), *steps)
+        take(
+            pipeline.train_dataset(
+                split, AUGMENTED, **options, reading=pipeline.Reading(process_index=i, process_count=processes)
+            ),
+            *steps,
+        )
         for i in range(processes)
     ]
     found = [
@@ -214,7 +221,9 @@ def test_evaluation_takes_every_image_once(split, batch_size, processes):
     first, second = all_on(CANVAS, 5, batch_size), [canvases.Batch((CANVAS[0] + 9, CANVAS[1]), (6, 5, 7)[:batch_size])]
     planned = [*first, *second]
     shares = [
-        pipeline.eval_dataset(split, planned, batch_size=batch_size, process_index=i, process_count=processes)
+        pipeline.eval_dataset(
+            split, planned, batch_size=batch_size, reading=pipeline.Reading(process_index=i, process_count=processes)
+        )
         for i in range(processes)
     ]
     assert [len(share) for share in shares] == [len(planned)] * processes

@@ -13,6 +13,7 @@ import pytest
 
 from fcn_jax import checkpoint, optim, train_state
 from fcn_jax.models import fcn
+from fcn_jax.run.checkpoints import Checkpoints
 
 ARCHIVE = pathlib.Path(__file__).parent / "recorded" / "checkpoints_f86a5bb.tgz"
 
@@ -35,11 +36,11 @@ def test_it_scores_as_it_did(recorded, name):
 
 
 def test_its_run_goes_on(recorded):
-    with checkpoint.Checkpoints(recorded / "run") as checkpoints:
+    with Checkpoints(recorded / "run") as checkpoints:
         step = checkpoints.latest_step()
         shapes = fcn.abstract_params(checkpoints.spec(step))
-        solver = {"momentum": 0.9, "weight_decay": 1e-4, "bias_multiplier": 1.0, "clip_norm": 0.0, "frozen": ()}
-        optimizer = optim.make_optimizer(shapes, name="adamw", schedule=lambda step: 1e-3, **solver)
+        solver = optim.Solver("adamw", lambda step: 1e-3, momentum=0.9, weight_decay=1e-4)
+        optimizer = optim.make_optimizer(shapes, solver)
         state = jax.eval_shape(lambda p: train_state.create_train_state(p, optimizer, step=0, averaged=True), shapes)
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state = checkpoints.restore(step, checkpoint.with_sharding(state, place))

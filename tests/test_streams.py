@@ -7,13 +7,15 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 from commands import command
 from layouts import write_image, write_nyud, write_sift_flow
+from PIL import Image
 
 import fcn_jax
-from fcn_jax import checkpoint, evaluate, multiscale, steps, train, train_state, weights
+from fcn_jax import checkpoint, evaluate, losses, multiscale, steps, train, train_state, weights
 from fcn_jax import config as config_lib
 from fcn_jax.models import fcn, layers, spec
 from fcn_jax.weights import common, merge
@@ -147,19 +149,11 @@ def test_the_losses_of_heads_are_added_and_each_is_counted():
     assert confusion[:2, :2].sum() == confusion[2, 2] == 19
     assert not confusion[2, :2].any()
     assert not confusion[:2, 2].any()
-    optimizer = train.optim.optax.sgd(1.0)
+    optimizer = optax.sgd(1.0)
     state = train_state.create_train_state(params, optimizer)
-    _, found = steps.train_step(
-        state,
-        {key: value[None] for key, value in batch.items()},
-        model=Constant(),
-        optimizer=optimizer,
-        groups={"shift": "bias"},
-        class_weights=jnp.array([1.0, 2.0, 1.0]),
-        normalization="sum",
-        seed=0,
-        heads=heads,
-    )
+    loss = losses.Loss(jnp.array([1.0, 2.0, 1.0]), "sum", heads)
+    update = steps.Update(Constant(), optimizer, {"shift": "bias"}, loss)
+    _, found = steps.train_step(state, {key: value[None] for key, value in batch.items()}, update)
     weighted = -(log_probabilities[np.arange(19), truth] * (1 + truth)).sum()
     assert float(found["loss"]) == pytest.approx(weighted, rel=1e-5)
 
@@ -225,7 +219,7 @@ def test_rgb_kernels_of_another_scale_are_turned_for_hha():
 
 def test_classes_cannot_be_chosen_for_several_heads():
     with pytest.raises(ValueError, match=r"config\.init\.classes is for networks with one head"):
-        merge.merge(network("colour", heads=HEADS), single(), initial=dict, classes="all")
+        merge.merge(network("colour", heads=HEADS), single(), merge.Wishes(classes="all"), initial=dict)
 
 
 @pytest.mark.parametrize("text", ["", "colour+colour", "colour/depth+colour", "infrared", "colour+", "colour /hha"])
@@ -347,7 +341,7 @@ def test_semantic_and_geometric_heads(tmp_path):
     assert list(results["heads"]["geo"]["per_class_iou"]) == ["sky", "horizontal", "vertical"]
     assert results["per_class_iou"]["cow"] is None
     assert results["heads"]["sem"]["confusion_matrix"][8] != [0] * 33, "cow is labelled here, and left out of the mean"
-    with train.evaluate.Image.open(tmp_path / "run" / "pictures" / "test_0.png") as picture:
+    with Image.open(tmp_path / "run" / "pictures" / "test_0.png") as picture:
         assert picture.height > 2 * 32
     assert fcn_jax.load(tmp_path / "run")(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30, 2)
     write_image(tmp_path / "a.jpg", (20, 30))

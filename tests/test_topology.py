@@ -20,11 +20,12 @@ from commands import command
 from processes import Job
 
 from fcn_jax import config as config_lib
-from fcn_jax import distributed, optim, sharding, steps, train, train_state
+from fcn_jax import losses, optim, sharding, steps, train, train_state
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
-from fcn_jax.stop import Stopped
+from fcn_jax.run import distributed
+from fcn_jax.run.stop import Stopped
 
 STEPS, SAVED = 16, 10
 # FCN-8s with all that is random: crops, sizes, mirroring, colours and dropout. At the demo's rate of 3e-3 a difference
@@ -213,10 +214,15 @@ def test_side_by_side_the_processes_read_the_global_batch(data_dir, count, accum
     """The same images in the same order, augmented alike."""
     split = datasets.open_split("shapes", "tiny", data_dir=data_dir)
     augmentation = pipeline.Augmentation((16, 16), crop=True, scale=(0.8, 1.2), flip=True, colour_jitter=0.2)
-    make = functools.partial(pipeline.train_dataset, split, augmentation, seed=7, batch_size=12, accumulate=accumulate)
-    expected = make()[5]
+
+    def read(**process):
+        reading = pipeline.Reading(**process)
+        options = {"seed": 7, "batch_size": 12, "accumulate": accumulate}
+        return pipeline.train_dataset(split, augmentation, **options, reading=reading)[5]
+
+    expected = read()
     assert expected["id"].shape == (accumulate, 12)
-    shares = [make(process_index=index, process_count=count)[5] for index in range(count)]
+    shares = [read(process_index=index, process_count=count) for index in range(count)]
     for key, value in expected.items():
         np.testing.assert_array_equal(np.concatenate([share[key] for share in shares], axis=1), value, err_msg=key)
 
@@ -276,16 +282,14 @@ def compiled_step(spec, mesh, batch, *, divided, optimizer):
     abstract = jax.eval_shape(create, params)
     places = sharding.place(abstract, mesh, divided=divided)
     gather = functools.partial(sharding.gather, whole=sharding.replicated(mesh), parts=places.params)
-    step = functools.partial(
-        steps.train_step,
+    update = steps.Update(
         model=fcn.FCN(spec),
         optimizer=optimizer,
         groups=optim.parameter_groups(params, ()),
-        class_weights=jnp.ones(CLASSES, jnp.float32),
-        normalization="pixel",
-        seed=0,
+        loss=losses.Loss(jnp.ones(CLASSES, jnp.float32), "pixel"),
         gather=gather if divided else lambda params: params,
     )
+    step = functools.partial(steps.train_step, update=update)
     data = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}
     split = sharding.split_batch(mesh, 1)
     jitted = jax.jit(
@@ -363,16 +367,9 @@ def test_divided_gradients_on_eight_devices(on_one_device, tmp_path):
 
 def test_moments_lie_where_their_parameters_do():
     """And small arrays are whole on every device."""
-    optimizer = optim.make_optimizer(
-        fcn.abstract_params(spec := miniature("same", "learned", fc_width=64)),
-        name="adamw",
-        schedule=lambda step: 1e-3,
-        momentum=0.9,
-        weight_decay=1e-4,
-        bias_multiplier=1.0,
-        clip_norm=1.0,
-        frozen=(),
-    )
+    spec = miniature("same", "learned", fc_width=64)
+    solver = optim.Solver("adamw", lambda step: 1e-3, momentum=0.9, weight_decay=1e-4, clip_norm=1.0)
+    optimizer = optim.make_optimizer(fcn.abstract_params(spec), solver)
     create = functools.partial(train_state.create_train_state, optimizer=optimizer)
     abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     mesh = sharding.make_mesh()

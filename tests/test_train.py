@@ -16,6 +16,8 @@ from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models import fcn
 from fcn_jax.models import spec as model_spec
+from fcn_jax.run import context, parameters, resume
+from fcn_jax.run.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -219,10 +221,12 @@ def stopping(monkeypatch, step):
 def test_the_next_stage_starts_from_the_last(finished, data_dir, tmp_path, monkeypatch):
     """Layers of the 32s are carried over; scores that the 8s adds start at zero, its upsampling bilinear."""
     c = tiny_config(data_dir)
-    run = train.Run(c, finished, None, *2 * [split_of(data_dir)], checkpoint.Checkpoints(tmp_path), None)
+    run = context.Run(c, finished, None, *2 * [split_of(data_dir)], Checkpoints(tmp_path), None)
     spec32, spec8 = map(run.spec, config_lib.stages(c))
     old = fcn.init(spec32, jax.random.key(5))
-    params = train._initial_params(run, config_lib.stages(c)[1], jax.tree.map(np.asarray, old))
+    first, second = config_lib.stages(c)
+    start = resume.Start(second, second.start, {"": first})
+    params = parameters.initial(run, start, jax.tree.map(np.asarray, old))
     assert set(params) == set(fcn.abstract_params(spec8))
     np.testing.assert_array_equal(params["fc6"]["kernel"], old["fc6"]["kernel"])
     assert not np.asarray(params["score_pool4"]["kernel"]).any()
@@ -295,7 +299,7 @@ def test_prediction_agrees_with_evaluation(finished, data_dir):
 
     split = split_of(data_dir)
     predict = fcn_jax.load(finished, which="latest")
-    examples = [pipeline._Decode(split).map(i) for i in (6, 7)]
+    examples = [pipeline._Decode(split, pipeline.PLAIN).map(i) for i in (6, 7)]
     masks = predict([e["image"] for e in examples])
     per_image = [confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True)]
     rows = [(scores(counts)["mean_iou"], e["id"], counts) for counts, e in zip(per_image, examples, strict=True)]

@@ -10,7 +10,7 @@ import optax
 import pytest
 import reference
 
-from fcn_jax import optim, sharding, steps, train_state
+from fcn_jax import losses, optim, sharding, steps, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
 
@@ -55,33 +55,19 @@ def reshaped(batch, *lead):
 
 def make_sgd(params, rate=1.0, frozen=()):
     """w -= rate * gradient: with rate 1 what a step takes off is the gradient."""
-    return optim.make_optimizer(
-        params,
-        name="sgd",
-        schedule=lambda step: rate,
-        momentum=0.0,
-        weight_decay=0.0,
-        bias_multiplier=1.0,
-        clip_norm=0.0,
-        frozen=frozen,
-    )
+    return optim.make_optimizer(params, optim.Solver("sgd", lambda step: rate, 0.0, 0.0), frozen=frozen)
 
 
-def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", seed=0, **average):
+def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", sampling=1.0, seed=0, **average):
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
-        return steps.train_step(
-            state,
-            batch,
-            model=model or fcn.FCN(SPEC),
-            optimizer=optimizer,
-            groups=optim.parameter_groups(params, frozen),
-            class_weights=class_weights,
-            normalization=normalization,
-            seed=seed,
-            **average,
+        groups, loss = (
+            optim.parameter_groups(params, frozen),
+            losses.Loss(class_weights, normalization, sampling=sampling),
         )
+        update = steps.Update(model or fcn.FCN(SPEC), optimizer, groups, loss, seed, **average)
+        return steps.train_step(state, batch, update)
 
     return step
 
@@ -167,16 +153,8 @@ def test_four_devices_give_what_one_gives(params, batch, whole_step):
 def test_overfitting_one_image(params):
     """30 donated steps of AdamW: compiled once, the loss falls, frozen layers stay, all others move."""
     frozen = ("conv1_*",)
-    optimizer = optim.make_optimizer(
-        params,
-        name="adamw",
-        schedule=optim.make_schedule("constant", 0.01, 30, 0),
-        momentum=0.9,
-        weight_decay=0.0,
-        bias_multiplier=1.0,
-        clip_norm=0.0,
-        frozen=frozen,
-    )
+    solver = optim.Solver("adamw", optim.make_schedule("constant", 0.01, 30, 0), momentum=0.9, weight_decay=0.0)
+    optimizer = optim.make_optimizer(params, solver, frozen=frozen)
     label = np.zeros((1, 1, 32, 32), np.uint8)
     label[..., 16:] = 1
     image = np.where(label[..., None] == 1, np.uint8(220), np.uint8(30)).repeat(3, -1)
@@ -345,16 +323,9 @@ def test_a_gradient_that_is_not_finite_is_bad_though_the_loss_is(batch):
 
     @jax.jit
     def step(state):
-        return steps.train_step(
-            state,
-            batch,
-            model=Rooted(),
-            optimizer=optimizer,
-            groups=jax.tree.map(lambda _: "kernel", params),
-            class_weights=ONES,
-            normalization="pixel",
-            seed=0,
-        )
+        groups = jax.tree.map(lambda _: "kernel", params)
+        update = steps.Update(Rooted(), optimizer, groups, losses.Loss(ONES, "pixel"))
+        return steps.train_step(state, batch, update)
 
     state, results = step(train_state.create_train_state(params, optimizer, step=4))
     assert np.isfinite(results["loss"])

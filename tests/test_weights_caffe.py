@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.models import upsample
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import caffe, common, convert
 
 # Protobuf's wire format and the field numbers of caffe.proto.
@@ -272,7 +273,7 @@ FC = 6
 def vgg_weights(rng):
     """Convolutions by name, each [O, I, kh, kw] and [O]."""
     weights, inputs = {}, 3
-    for name in common.CONVOLUTIONS:
+    for name in BACKBONES["vgg16"].convolutions:
         outputs = WIDTHS[int(name[4])]
         weights[name] = (rng.normal(size=(outputs, inputs, 3, 3)), rng.normal(size=outputs))
         inputs = outputs
@@ -361,7 +362,7 @@ def test_imagenet_vgg16(tmp_path):
     path = write(tmp_path, message(1, "VGG_ILSVRC_16_layers"), *layers)
     got = caffe.read(path)
     assert list(got.arrays) == [f"{name}/{part}" for name in weights for part in ("kernel", "bias")]
-    for name in common.CONVOLUTIONS:
+    for name in BACKBONES["vgg16"].convolutions:
         np.testing.assert_array_equal(got.arrays[f"{name}/kernel"], weights[name][0].transpose(2, 3, 1, 0))
         np.testing.assert_array_equal(got.arrays[f"{name}/bias"], weights[name][1])
     assert [got.arrays[f"fc{i}/kernel"].shape for i in (6, 7, 8)] == [(7, 7, 5, 6), (1, 1, 6, 6), (1, 1, 6, 10)]
@@ -397,7 +398,7 @@ def of_the_release(heads, channels=3, streams=("",)):
     layers, name = [], {3: "conv1_1", 4: "conv1_1_bgrd"}[channels]
     for stream in streams:
         layers.append((name + stream, (2, channels, 3, 3)))
-        layers += [(f"{layer}{stream}", (1, 1, 3, 3)) for layer in common.CONVOLUTIONS[1:]]
+        layers += [(f"{layer}{stream}", (1, 1, 3, 3)) for layer in BACKBONES["vgg16"].convolutions[1:]]
         layers += [(f"fc6{stream}", (1, 1, 7, 7)), (f"fc7{stream}", (1, 1, 1, 1))]
         layers += [(f"score_fr{stream}{head}", (classes, 1, 1, 1)) for head, classes in heads.items()]
     return [convolution(name, shape) for name, shape in layers]

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, safetensors_file
 
 KINDS = {"<f4": "F32", "<f8": "F64", "<f2": "F16", "<i8": "I64", "|b1": "BOOL"}
@@ -56,7 +57,7 @@ def test_timm(tmp_path):
     state = timm()
     got = read(write(tmp_path / "any.name", state, {"format": "pt"}))
     assert (got.convention, got.model, got.at_once) == (common.TORCHVISION, None, None)
-    layers = [*common.CONVOLUTIONS, "fc6", "fc7", "fc8"]
+    layers = [*BACKBONES["vgg16"].convolutions, "fc6", "fc7", "fc8"]
     assert set(got.arrays) == {f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")}
     assert got.notes == {"fc8/kernel": "reshaped from 3x4"}
     np.testing.assert_array_equal(got.arrays["conv3_2/kernel"], state["features.12.weight"].transpose(2, 3, 1, 0))

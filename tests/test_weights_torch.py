@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fcn_jax.models import upsample
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, torch_file, torch_names
 
 # Pickle's opcodes, as torch.save writes them (protocol 2).
@@ -128,7 +129,7 @@ def read(path):
 def fcn8s(classes=3, width=2):
     """A narrow FCN-8s as pytorch-fcn names it, every layer's channels distinct where they can be."""
     rng = np.random.default_rng(0)
-    shapes = {layer: (width, width if i else 3, 3, 3) for i, layer in enumerate(common.CONVOLUTIONS)}
+    shapes = {layer: (width, width if i else 3, 3, 3) for i, layer in enumerate(BACKBONES["vgg16"].convolutions)}
     shapes |= {"fc6": (5, width, 7, 7), "fc7": (4, 5, 1, 1), "score_fr": (classes, 4, 1, 1)}
     shapes |= {"score_pool3": (classes, width, 1, 1), "score_pool4": (classes, width, 1, 1)}
     state = {}
@@ -145,7 +146,7 @@ def torchvision(width=2, fc=(5, 4, 3)):
     numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
     renamed = {
         f"features.{n}.{part}": state[f"{layer}.{part}"]
-        for n, layer in zip(numbers, common.CONVOLUTIONS, strict=True)
+        for n, layer in zip(numbers, BACKBONES["vgg16"].convolutions, strict=True)
         for part in ("weight", "bias")
     }
     rng = np.random.default_rng(1)
@@ -182,7 +183,7 @@ def test_torchvision(tmp_path, kind):
     state = torchvision()
     got = read(write(kind, tmp_path / "w", state))
     assert got.convention == common.TORCHVISION
-    layers = [*common.CONVOLUTIONS, "fc6", "fc7", "fc8"]
+    layers = [*BACKBONES["vgg16"].convolutions, "fc6", "fc7", "fc8"]
     assert list(got.arrays) == [f"{layer}/{part}" for layer in layers for part in ("kernel", "bias")]
     assert got.notes == {
         "fc6/kernel": "reshaped from 5x98",

@@ -29,10 +29,15 @@ from test_weights_torch import (
 )
 
 from fcn_jax import weights
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, convert, merge, pickles, torch_names
 
 FCN_ARRAYS = {name.replace(".weight", "/kernel").replace(".bias", "/bias") for name in fcn8s()}
-VGG_ARRAYS = {f"{layer}/{part}" for layer in (*common.CONVOLUTIONS, "fc6", "fc7", "fc8") for part in ("kernel", "bias")}
+VGG_ARRAYS = {
+    f"{layer}/{part}"
+    for layer in (*BACKBONES["vgg16"].convolutions, "fc6", "fc7", "fc8")
+    for part in ("kernel", "bias")
+}
 
 
 def prefixed(prefix, state):
@@ -41,9 +46,9 @@ def prefixed(prefix, state):
 
 def fitting():
     """Torchvision's names, and shapes that a network of width 1 has."""
-    widths = [2 ** min(int(layer[4]) - 1, 3) for layer in common.CONVOLUTIONS]
+    widths = [2 ** min(int(layer[4]) - 1, 3) for layer in BACKBONES["vgg16"].convolutions]
     state = torchvision(width=8, fc=(5, 5, 3))
-    for index, inputs, outputs in zip(torch_names._FEATURES, [3, *widths], widths, strict=False):
+    for index, inputs, outputs in zip(torch_names._FEATURES["vgg16"], [3, *widths], widths, strict=False):
         state[f"features.{index}.weight"] = np.ones((outputs, inputs, 3, 3), "<f4")
         state[f"features.{index}.bias"] = np.ones(outputs, "<f4")
     return state
@@ -365,7 +370,7 @@ def vgg(width=2, top=True):
     return [(rng.normal(size=s).astype("f4"), rng.normal(size=s[-1]).astype("f4")) for s in shapes]
 
 
-KERAS = [*(f"block{c[4]}_conv{c[6]}" for c in common.CONVOLUTIONS), "fc1", "fc2", "predictions"]
+KERAS = [*(f"block{c[4]}_conv{c[6]}" for c in BACKBONES["vgg16"].convolutions), "fc1", "fc2", "predictions"]
 
 
 def write_keras3(file, layers, parent="layers"):
@@ -405,7 +410,7 @@ def as_keras_zip(path, content, member="model.weights.h5"):
 def check_keras(got, layers, top=True):
     assert got.convention == common.VGG
     assert got.arrays.keys() == {name for name in VGG_ARRAYS if top or name.startswith("conv")}
-    for layer, (kernel, bias) in zip([*common.CONVOLUTIONS, "fc6", "fc7", "fc8"], layers, strict=False):
+    for layer, (kernel, bias) in zip([*BACKBONES["vgg16"].convolutions, "fc6", "fc7", "fc8"], layers, strict=False):
         found = got.arrays[f"{layer}/kernel"]
         np.testing.assert_array_equal(found.reshape(kernel.shape) if layer.startswith("fc") else found, kernel)
         np.testing.assert_array_equal(got.arrays[f"{layer}/bias"], bias)

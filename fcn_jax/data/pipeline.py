@@ -29,6 +29,25 @@ class Augmentation:
 
 
 COLOUR = ("colour",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How examples are read, and which of the processes of a run reads them.
+
+    Attributes:
+      inputs: the names of those that images are made of, in this order.
+      corrupt: at a record that cannot be decoded, `raise` a ValueError with its id; `skip`: it is an empty image (size
+        1, all void) that keeps its id and is marked in `corrupt`, and the others of its batch are what they would be.
+    """
+
+    inputs: tuple[str, ...] = COLOUR
+    corrupt: str = "raise"
+    process_index: int = 0
+    process_count: int = 1
+
+
+PLAIN = Reading()
 CHANNELS = {"depth": 1}  # other inputs have three
 
 
@@ -47,9 +66,9 @@ class _Decode(grain.transforms.Map):
     A damaged record is an error or, where `corrupt` is skip, an empty image.
     """
 
-    def __init__(self, split: Split, *, inputs: Sequence[str] = COLOUR, corrupt: str = "raise"):
-        self._split, self._inputs, self._corrupt = split, tuple(inputs), corrupt
-        self._dtype = np.dtype(np.float32 if "depth" in inputs else np.uint8)
+    def __init__(self, split: Split, reading: Reading):
+        self._split, self._inputs, self._corrupt = split, reading.inputs, reading.corrupt
+        self._dtype = np.dtype(np.float32 if "depth" in reading.inputs else np.uint8)
 
     def empty(self) -> dict[str, np.ndarray]:
         """Of one pixel, all void."""
@@ -134,27 +153,20 @@ def train_dataset(
     batch_size: int,
     accumulate: int = 1,
     replacement: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
-    corrupt: str = "raise",
-    inputs: Sequence[str] = COLOUR,
+    reading: Reading = PLAIN,
 ) -> grain.MapDataset:
     """Element t is this process's share of the batches of step t, of `accumulate` global batches of `batch_size`.
 
     image uint8 [A, B, H, W, 3], label uint8 [A, B, H, W], size int32 [A, B, 2], id [A, B], corrupt bool [A, B], B =
-    batch_size / process_count. Endless: every epoch is shuffled anew. `inputs` are the names of those that images are
-    made of, in this order.
-
-    A record that cannot be decoded is a ValueError with its id; with `corrupt` skip it is an empty image (size 1, all
-    void) that keeps its id and is marked in `corrupt`, and the others of its batch are what they would be without it.
+    batch_size / process_count. Endless: every epoch is shuffled anew.
     """
     indices = grain.MapDataset.range(len(split.ids)).seed(seed)
     indices = indices.repeat(None).random_map(_Draw(len(split.ids))) if replacement else indices.shuffle().repeat(None)
-    decode = _decoder(split, corrupt, inputs)
-    examples = indices.map(decode).random_map(_Augment(augmentation, split, tuple(inputs)))
+    decode = _decoder(split, reading)
+    examples = indices.map(decode).random_map(_Augment(augmentation, split, reading.inputs))
     # Nothing is dropped from an endless stream; without drop_remainder Grain overflows on batches of one.
-    batches = examples.batch(batch_size // process_count, drop_remainder=True)
-    return batches[process_index::process_count].batch(accumulate, drop_remainder=True)
+    batches = examples.batch(batch_size // reading.process_count, drop_remainder=True)
+    return batches[reading.process_index :: reading.process_count].batch(accumulate, drop_remainder=True)
 
 
 def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator[dict[str, np.ndarray]]:
@@ -168,19 +180,16 @@ def eval_dataset(
     batches: Sequence[canvases.Batch],
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    corrupt: str = "raise",
-    inputs: Sequence[str] = COLOUR,
     mask: str = "",
+    reading: Reading = PLAIN,
 ) -> grain.MapDataset:
     """The images of the batches, whole, in order; what is not full is filled up with empty images (size 1, all void).
 
     Elements: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], id [B] ('' for filling), corrupt
     bool [B], B = batch_size / process_count; every process has the same number of them. H and W are those of the
-    batch's canvas. `corrupt` and `inputs` as in train_dataset, `mask` as in Augmentation.
+    batch's canvas. `mask` as in Augmentation.
     """
-    decode = _decoder(split, corrupt, inputs)
+    decode = _decoder(split, reading)
 
     def example(index: int) -> dict[str, Any]:
         batch, place = batches[index // batch_size], index % batch_size
@@ -189,8 +198,8 @@ def eval_dataset(
             read = {**read, "image": transforms.mask(read["image"], read["label"], mask)}
         return _on_canvas(read, batch.canvas)
 
-    shares = grain.MapDataset.range(len(batches) * batch_size).map(example).batch(batch_size // process_count)
-    return shares[process_index::process_count]
+    shares = grain.MapDataset.range(len(batches) * batch_size).map(example).batch(batch_size // reading.process_count)
+    return shares[reading.process_index :: reading.process_count]
 
 
 def largest_size(split: Split) -> tuple[int, int]:
@@ -199,16 +208,16 @@ def largest_size(split: Split) -> tuple[int, int]:
     return height, width
 
 
-def _decoder(split: Split, corrupt: str, inputs: Sequence[str]) -> _Decode:
+def _decoder(split: Split, reading: Reading) -> _Decode:
     """ValueError where skipping would leave nothing; it reads up to the first example that can be read.
 
     And for inputs that the dataset has not.
     """
-    missing = [name for name in inputs if name not in split.inputs]
+    missing = [name for name in reading.inputs if name not in split.inputs]
     if missing:
         raise ValueError(f"{split.name} has no {missing[0]}: config.inputs may have {', '.join(split.inputs)}")
-    decode = _Decode(split, inputs=inputs, corrupt=corrupt)
-    if corrupt == "skip" and all(decode.map(index)["corrupt"] for index in range(len(split.ids))):
+    decode = _Decode(split, reading)
+    if reading.corrupt == "skip" and all(decode.map(index)["corrupt"] for index in range(len(split.ids))):
         raise ValueError(f"all {len(split.ids)} records of {_full_name(split)} are damaged: {_remedy(split)}")
     return decode
 

@@ -85,7 +85,6 @@ class _Layers(Layers):
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
-        zero: bool = False,
     ) -> Map:
         name += self.suffix
         kernel, bias = self.graph.params[name]["kernel"], self.graph.params[name]["bias"]

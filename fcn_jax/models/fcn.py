@@ -85,7 +85,7 @@ class FCN(nn.Module):
             x = encoded[of].x
             x = x if scale == 1 else x * jnp.asarray(scale, x.dtype)
             m = encoded[of].with_cells(x.astype(layers.dtype))
-            maps.append(layers.conv(m, name, head.classes, 1, zero=True))
+            maps.append(layers.conv(m, name, head.classes, 1))
         return mean_of(maps)
 
     def _upsample(self, name: str, m: Map, size: int) -> Map:

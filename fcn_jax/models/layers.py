@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fcn_jax.models import convolution
 from fcn_jax.models.grid import Grid
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import ModelSpec, initialised
 
 
 class Map(NamedTuple):
@@ -117,9 +117,8 @@ class Layers:
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
-        zero: bool = False,
     ) -> Map:
-        """A size x size convolution with bias; `padding` is before the first cell. Starts at zero, or as by He."""
+        """A size x size convolution with bias; `padding` is before the first cell. Starts as its name tells."""
 
         def sized(n: Any) -> Any:
             return (n + 2 * padding - size) // stride + 1 if self.caffe else -(-n // stride)
@@ -133,7 +132,7 @@ class Layers:
             feature_group_count=groups,
             dtype=self.dtype,
             conv_general_dilated=lambda x, kernel, *_, **__: convolution.convolve(x, kernel, pads, stride, groups),
-            kernel_init=nn.initializers.zeros if zero else nn.initializers.he_normal(),
+            kernel_init=nn.initializers.zeros if initialised(name) == "zero" else nn.initializers.he_normal(),
             name=name + self.suffix,
         )
         return _resized(m, layer(m.x), sized, m.grid.windows(size, stride, padding)).masked()

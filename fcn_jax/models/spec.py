@@ -29,6 +29,7 @@ class Backbone:
       last: its map of stride 32.
       odd_kernels: cells lie at whole pixels, so that bilinear kernels of 2s - 1 and not of 2s make whole crops.
       multiple: of what `width` must be.
+      convolutions: of the classifier, in order, where weight files number them.
     """
 
     first: str
@@ -37,14 +38,27 @@ class Backbone:
     last: str = "fc7"
     odd_kernels: bool = False
     multiple: int = 1
+    convolutions: tuple[str, ...] = ()
 
+
+# The convolutions of VGG16, block after block: its number, how many, and their channels as a multiple of `width`.
+VGG16_BLOCKS = ((1, 2, 1), (2, 2, 2), (3, 3, 4), (4, 3, 8), (5, 3, 8))
+_VGG16 = tuple(f"conv{block}_{index + 1}" for block, count, _ in VGG16_BLOCKS for index in range(count))
+_ALEXNET = tuple(f"conv{index}" for index in range(1, 6))
 
 BACKBONES = {
-    "vgg16": Backbone("conv1_1", ("pool4", "pool3"), fc6=7),
-    "alexnet": Backbone("conv1", (), fc6=6, odd_kernels=True, multiple=2),
-    "alexnet_torchvision": Backbone("conv1", (), fc6=6, odd_kernels=True),
+    "vgg16": Backbone("conv1_1", ("pool4", "pool3"), fc6=7, convolutions=_VGG16),
+    "alexnet": Backbone("conv1", (), fc6=6, odd_kernels=True, multiple=2, convolutions=_ALEXNET),
+    "alexnet_torchvision": Backbone("conv1", (), fc6=6, odd_kernels=True, convolutions=_ALEXNET),
     "googlenet": Backbone("conv1_7x7_s2", ("inception_4e", "inception_3b"), 0, "inception_5b", odd_kernels=True),
 }
+
+
+def initialised(layer: str) -> str:
+    """How a layer starts, which its name tells: `bilinear`, `zero` (scores) or `random`."""
+    if layer.startswith("upscore"):
+        return "bilinear"
+    return "zero" if layer.startswith("score") else "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +204,11 @@ class ModelSpec:
         for given, place in zip(inputs, _places([given.channels for given in inputs]), strict=True):
             result.setdefault(given.stream, []).append((given, place))
         return result
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """What images are made of, in the order of their channels."""
+        return tuple(given.name for stream in self.streams.values() for given, _ in stream)
 
     @property
     def outputs(self) -> list[tuple[Head, slice]]:

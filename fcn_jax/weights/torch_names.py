@@ -14,18 +14,21 @@ from fcn_jax.weights import common
 
 VGG_RGB = common.Convention("RGB", common.VGG.scale, common.VGG.mean[::-1])
 
-# Of torchvision: the 13 convolutions are numbered among ReLUs and poolings.
-_FEATURES = dict(zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), common.CONVOLUTIONS, strict=True))
-_LAYERS = {
-    **{f"features.{number}": layer for number, layer in _FEATURES.items()},
-    **{"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"},
-    **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},  # timm
+# torchvision numbers the convolutions among ReLUs and poolings, in `features`.
+_FEATURES = {
+    "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+    "alexnet_torchvision": (0, 3, 6, 8, 10),
 }
-# torchvision's AlexNet.
-_ALEXNET_FEATURES = dict(zip((0, 3, 6, 8, 10), (f"conv{i}" for i in range(1, 6)), strict=True))
-_ALEXNET_LAYERS = {
-    **{f"features.{number}": layer for number, layer in _ALEXNET_FEATURES.items()},
-    **{"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
+_TOPS = {
+    "vgg16": {
+        **{"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": "fc8"},
+        **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": "fc8"},  # timm
+    },
+    "alexnet_torchvision": {"classifier.1": "fc6", "classifier.4": "fc7", "classifier.6": "fc8"},
+}
+_LAYERS = {
+    name: {f"features.{n}": layer for n, layer in zip(numbers, BACKBONES[name].convolutions, strict=True)} | _TOPS[name]
+    for name, numbers in _FEATURES.items()
 }
 # jcjohnson's vgg16-00b39a1b.pth, in whose classifier dropout comes first.
 _DROPOUT_FIRST = {"classifier.1": "fc6", "classifier.4": "fc7"}
@@ -68,10 +71,10 @@ def convert(
         _check_names(tensors, path)
     loose = [name for name in tensors if "." not in name]  # of no layer: a counter, the state of a generator
     remarks += common.passed_over([f"{name} (tensor)" for name in loose])
-    alexnet = _is_alexnet(tensors)
+    backbone = "alexnet_torchvision" if _is_alexnet(tensors) else "vgg16"
     dropout_first = {f"{layer}.weight" for layer in _DROPOUT_FIRST} <= tensors.keys()
-    known = _ALEXNET_LAYERS if alexnet else {**_LAYERS, **(_DROPOUT_FIRST if dropout_first else {})}
-    sizes = {**SIZES, "fc6": BACKBONES["alexnet" if alexnet else "vgg16"].fc6}
+    known = {**_LAYERS[backbone], **(_DROPOUT_FIRST if dropout_first else {})}
+    sizes = {**SIZES, "fc6": BACKBONES[backbone].fc6}
     arrays: common.Arrays = {}
     notes: dict[str, str] = {}
     for torch_name, tensor in tensors.items():
@@ -134,7 +137,7 @@ def prefixes(names: Iterable[str]) -> list[str]:
     numbers = collections.defaultdict(set)
     for match in filter(None, map(_NUMBERED.fullmatch, names)):
         numbers[match[1]].add(match[2])
-    features = [{str(number) for number in table} for table in (_FEATURES, _ALEXNET_FEATURES)]
+    features = [{str(number) for number in table} for table in _FEATURES.values()]
     bare = [prefix for prefix, found in numbers.items() if found in features]
     named = [
         match[1]
@@ -188,10 +191,10 @@ def _check_names(names: Iterable[str], path: pathlib.Path) -> None:
             f"{path} has {listed}{', ...' if len(names) > 3 else ''}; wanted a VGG16 or AlexNet, or an FCN on it, with"
             " names such as conv1_1.weight or features.0.weight: rename what is in it"
         )
-    numbers = sorted(_numbers(names))
-    if not set(numbers) <= set(_FEATURES) and not _is_alexnet(names):
+    numbers, known = sorted(_numbers(names)), _FEATURES["vgg16"]
+    if not set(numbers) <= set(known) and not _is_alexnet(names):
         raise ValueError(
-            f"{path} has features {', '.join(map(str, numbers))}, and VGG16 has {', '.join(map(str, _FEATURES))};"
+            f"{path} has features {', '.join(map(str, numbers))}, and VGG16 has {', '.join(map(str, known))};"
             " vgg16_bn, vgg19 and others are not read: give vgg16"
         )
 
@@ -203,7 +206,9 @@ def _numbers(names: Iterable[str]) -> set[int]:
 
 def _is_alexnet(names: Iterable[str]) -> bool:
     names = set(names)
-    return "conv1_1.weight" not in names and ("conv1.weight" in names or _numbers(names) == set(_ALEXNET_FEATURES))
+    return "conv1_1.weight" not in names and (
+        "conv1.weight" in names or _numbers(names) == set(_FEATURES["alexnet_torchvision"])
+    )
 
 
 def _convention(

@@ -1,8 +1,8 @@
 """VGG16 as a fully convolutional encoder (PAMI section 4.1)."""
 
 from fcn_jax.models.layers import Layers, Map
+from fcn_jax.models.spec import VGG16_BLOCKS
 
-BLOCKS = ((1, 2, 1), (2, 2, 2), (3, 3, 4), (4, 3, 8), (5, 3, 8))  # block, convolutions, multiple of `width`
 BORDER = 100  # conv1_1's padding in `caffe` geometry; every other 3x3 convolution pads 1
 
 
@@ -17,7 +17,7 @@ def encode(m: Map, layers: Layers, width: int, fc_width: int) -> dict[str, Map]:
       {'pool3', 'pool4', 'fc7': Map}.
     """
     maps = {}
-    for block, convolutions, multiple in BLOCKS:
+    for block, convolutions, multiple in VGG16_BLOCKS:
         for index in range(1, convolutions + 1):
             name = f"conv{block}_{index}"
             border = BORDER if layers.caffe and name == "conv1_1" else 1

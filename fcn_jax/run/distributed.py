@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fcn_jax import workdir as workdir_lib
-from fcn_jax.stop import Stopped
+from fcn_jax.run import workdir as workdir_lib
+from fcn_jax.run.stop import Stopped
 
 log = logging.getLogger(__name__)
 

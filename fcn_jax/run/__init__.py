@@ -1,0 +1,1 @@
+"""Being a run: its folder, where it goes on, what it writes, its processes, being stopped."""
