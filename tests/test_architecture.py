@@ -46,6 +46,8 @@ ALLOWED = {
         *(f"run.{name}" for name in ("checkpoints", "config_file", "curves", "damage", "distributed", "results")),
     },
     "run/resume": {"checkpoint", "config", "models", "run.config_file", "run.context", "run.distributed"},
+    "run/rules": {"config", "data", "json_file"},
+    "run/diagnosis": {"config", "run.context"},
     "run/parameters": {"checkpoint", "config", "models", "run.context", "run.resume", "weights"},
     "run/stage": {
         *("checkpoint", "config", "data", "losses", "models", "optim", "run.context", "sharding", "steps"),
@@ -53,7 +55,7 @@ ALLOWED = {
     },
     "evaluate": {
         *("checkpoint", "config", "data", "metrics", "models", "sharding", "steps", "visualize"),
-        *("run.distributed", "run.progress", "run.results"),
+        *("run.distributed", "run.progress", "run.results", "run.rules"),
     },
     "predictor": {"checkpoint", "models", "multiscale"},
 }

@@ -73,18 +73,18 @@ def test_the_results_are_those_of_one_canvas(free, data_dir, monkeypatch):
         for i, (layer, values) in enumerate(fcn.abstract_params(spec).items())
     }
     mesh = sharding.make_mesh()
-    config = tiny_config(data_dir, **{"eval.batch_size": 4})
+    config = tiny_config(data_dir, **{"eval.batch_size": 4, "eval.pictures": 5, "data.num_threads": 1})
     compiled = []
     step = steps.eval_step
     monkeypatch.setattr(steps, "eval_step", lambda *a, **k: compiled.append(1) or step(*a, **k))
 
     def results():
         compiled.clear()
-        by_canvas = evaluate.compile_eval_steps(spec, sharding.replicated(mesh), mesh, split, config)
-        assert len(compiled) == len(by_canvas)
-        found = evaluate.evaluate(by_canvas, params, split, mesh, batch_size=4, num_threads=1, pictures=5)
-        assert len(compiled) == len(by_canvas)
-        return (*found, by_canvas)
+        evaluator = evaluate.compiled(spec, sharding.replicated(mesh), mesh, split, config)
+        assert len(compiled) == len(evaluator.steps)
+        found = evaluator(params)
+        assert len(compiled) == len(evaluator.steps)
+        return (*found, evaluator.steps)
 
     found, panels, several = results()
     monkeypatch.setattr(canvases, "MOST", 1)

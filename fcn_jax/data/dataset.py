@@ -5,6 +5,7 @@ import hashlib
 import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,25 @@ Palette = tuple[tuple[int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Annotation:
+    """A label that is not one file with nothing but it.
+
+    Attributes:
+      paths: its files.
+      keys: what each is of, a class say, or which entry of the file it is.
+      region: a mask outside of which (where it is 0) all is void.
+    """
+
+    paths: tuple[pathlib.Path, ...]
+    keys: tuple[str, ...] = ()
+    region: pathlib.Path | None = None
+
+    def __str__(self) -> str:
+        """As messages call it."""
+        return f"{self.paths[0]}{f' ({self.keys[0]})' if self.keys else ''}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """One image and its annotation before preparation; the paths are None where the dataset draws them itself.
 
@@ -25,13 +45,21 @@ class Example:
 
     id: str
     image: pathlib.Path | None = None
-    label: pathlib.Path | None = None
+    label: pathlib.Path | Annotation | None = None
     more: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
     @property
     def paths(self) -> list[pathlib.Path]:
         """All of its files."""
-        return [path for path in (self.image, self.label, *self.more.values()) if path]
+        labels: tuple[pathlib.Path | None, ...] = (
+            (self.label,)
+            if not isinstance(self.label, Annotation)
+            else (
+                *self.label.paths,
+                self.label.region,
+            )
+        )
+        return [path for path in (self.image, *labels, *self.more.values()) if path]
 
 
 def read_png(path: pathlib.Path) -> np.ndarray:
@@ -46,23 +74,25 @@ class Labels:
     Attributes:
       class_names, palette: a name and a colour (R, G, B) for each class.
       name: of the head, where there are several.
-      read: gives what a file holds, integers [H, W].
+      read: gives what a file (or an Annotation) holds, integers [H, W].
       ids: {value of the files: class id, or 255 for void}.
       rest: what the values mean that `ids` lacks; None: themselves.
       unscored: classes that are left out of the means over classes.
       mirrored: pairs of classes, left and right, that a mirror image exchanges.
+      form: what else `read` depends on beside the files.
     """
 
     class_names: tuple[str, ...]
     palette: Palette
     name: str = ""
-    read: Callable[[pathlib.Path], np.ndarray] = read_png
+    read: Callable[[Any], np.ndarray] = read_png
     ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
     rest: int | None = None
     unscored: tuple[str, ...] = ()
     mirrored: tuple[tuple[str, str], ...] = ()
+    form: str = ""
 
-    def load(self, path: pathlib.Path) -> np.ndarray:
+    def load(self, path: pathlib.Path | Annotation) -> np.ndarray:
         """The label at `path` as uint8 [H, W] of class ids, 255 = void; ValueError for a value without a meaning."""
         values = self.read(path)
         if not self.ids and values.dtype == np.uint8:
@@ -85,7 +115,8 @@ class Labels:
     @property
     def meaning(self) -> str:
         """What prepared labels depend on beside the files."""
-        return repr((self.name, self.class_names, sorted(self.ids.items()), self.rest))
+        known = (self.name, self.class_names, sorted(self.ids.items()), self.rest)
+        return repr((*known, self.form) if self.form else known)
 
 
 @dataclasses.dataclass(frozen=True)

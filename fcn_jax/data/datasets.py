@@ -33,6 +33,7 @@ DATASETS = {
     "cityscapes": "cityscapes:DATASET",
     "kitti_road": "kitti_road:DATASET",
     "oxford_pets": "oxford_pets:DATASET",
+    "folder": "folder:read",  # a function of raw_dir: one's own
 }
 
 MAX_NAMED = 10  # corrupt examples in a warning; beyond them a count
@@ -100,7 +101,7 @@ class Split:
 
 
 def open_split(
-    name: str,
+    dataset: str | Dataset,
     split: str,
     *,
     raw_dir: str = "",
@@ -111,7 +112,7 @@ def open_split(
     """Opens a split, preparing it first where that has not been done for these very files.
 
     Args:
-      name: a key of DATASETS.
+      dataset: a key of DATASETS, or what `find` gave for it.
       split: the name of a split or a slice of it in TFDS's notation: 'train', 'train[:50%]', 'val[10:20]'.
       raw_dir: the folder with the official files; '' downloads them to `data_dir`/raw where they can be.
       data_dir: the folder for prepared data: `data_dir/<name>/<split>-<fingerprint of lists and files>/1.1.0`.
@@ -124,7 +125,8 @@ def open_split(
       FileNotFoundError: a list or file is missing, or raw_dir is empty and there is no download.
       ValueError: unknown name or split, a malformed or empty slice, or an example that cannot be trained on.
     """
-    dataset = find(name)
+    dataset = find(dataset, raw_dir) if isinstance(dataset, str) else dataset
+    name = dataset.name
     match = re.fullmatch(r"(\w+)(\[[^\[\]]*\])?", split)
     if not match:
         raise ValueError(f"split {split!r} is neither a split nor a slice of one: write it as 'train' or 'train[:50%]'")
@@ -138,13 +140,14 @@ def open_split(
     return _open(dataset, builder, split)
 
 
-def find(name: str) -> Dataset:
-    """The dataset of a name; ValueError for one that is unknown."""
+def find(name: str, raw_dir: str = "") -> Dataset:
+    """The dataset of a name; ValueError for one that is unknown. One's own is read from its folder."""
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is unknown: choose from {', '.join(DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
-    found: Dataset = getattr(importlib.import_module(f"fcn_jax.data.builders.{module}"), attribute)
-    return found
+    found = getattr(importlib.import_module(f"fcn_jax.data.builders.{module}"), attribute)
+    dataset: Dataset = found(raw_dir) if callable(found) else found
+    return dataset
 
 
 def check_disjoint(train: Split, evaluation: Split) -> None:

@@ -9,7 +9,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -148,6 +148,52 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     if mode not in ("P", "L"):
         raise ValueError(f"label {name!r} has mode {mode}: class ids need an 8-bit palette or grey image (P or L)")
     return label
+
+
+class Mask(NamedTuple):
+    """What a mask file of any kind holds.
+
+    Attributes:
+      values: uint8, uint16 or int32 [H, W], a palette's indices among them, or uint8 [H, W, 3].
+      format: of the file, as Pillow calls it.
+      palette: the colours of the values, empty without one.
+      colours: whether [H, W] are colours, as one number 0xRRGGBB.
+    """
+
+    values: np.ndarray
+    format: str
+    palette: tuple[tuple[int, int, int], ...] = ()
+    colours: bool = False
+
+
+def decode_mask(data: bytes, name: str) -> Mask:
+    """An encoded mask in whatever form people have it; a transparent layer is left out.
+
+    CorruptError with `name` if it cannot be decoded, another ValueError if EXIF turns it or it has values that are
+    no whole numbers.
+    """
+    try:
+        image, number = _open(data)
+        with image:
+            kind, mode = str(image.format), image.mode
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width * image.height} pixels, more than {MAX_PIXELS}")
+            _load(image)
+            flat = (image.getpalette("RGB") or []) if mode in ("P", "PA") else []
+            if mode in ("LA", "PA"):
+                values = np.asarray(image)[..., 0]
+            elif mode in ("P", "L", "I", "1") or mode.startswith("I;16"):
+                values = np.asarray(image)
+            else:
+                values = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise _undecodable("mask", name, data, error) from None
+    if number != 1:
+        raise ValueError(f"mask {name!r} has an EXIF orientation ({number}): save it without")
+    if mode == "F":
+        raise ValueError(f"mask {name!r} has values that are no whole numbers: save ids as PNG")
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    return Mask(values, kind, tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True)))
 
 
 def orientation(data: bytes) -> int:

@@ -33,8 +33,8 @@ def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in numbered if line and not line.startswith("#")]
 
 
-def read_ids(path: pathlib.Path, folder: pathlib.Path) -> list[str]:
-    """The ids of the images that a list names, in its order, each once; `folder` holds the images.
+def read_ids(path: pathlib.Path, images: pathlib.Path | Iterable[str]) -> list[str]:
+    """The ids of the images that a list names, in its order, each once; `images` is their folder, or their stems.
 
     A line is an id, the name or the path of an image, or image and label side by side; the image need not be there.
 
@@ -42,7 +42,9 @@ def read_ids(path: pathlib.Path, folder: pathlib.Path) -> list[str]:
       FileNotFoundError: there is no such list.
       ValueError: a line that may mean several things; names it.
     """
-    stems = {unicodedata.normalize("NFC", p.stem): p.stem for p in folder.iterdir()} if folder.is_dir() else {}
+    if isinstance(images, pathlib.Path):
+        images = [p.stem for p in images.iterdir()] if images.is_dir() else []
+    stems = {unicodedata.normalize("NFC", stem): stem for stem in images}
     return _once(path, [(number, _id(path, number, line, stems)) for number, line in read_lines(path)])
 
 

@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorboardX
@@ -15,11 +16,15 @@ _ROOM = 4_000_000  # bytes, more than an evaluation's pictures take
 
 
 class Curves:
-    """The curves of one run from a step on; what an earlier start wrote beyond that step is forgotten."""
+    """The curves of one run from a step on; what an earlier start wrote beyond that step is forgotten.
+
+    `points` are all that there are, as `read` gives them.
+    """
 
     def __init__(self, workdir: pathlib.Path, step: int):
         self._workdir = workdir
         forget_after(workdir, step)
+        self.points = read(workdir)
         self._writer = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -30,6 +35,7 @@ class Curves:
             self._writer.add_scalar(key if "/" in key else f"train/{key}", value, step)
         with open(self._workdir / "curves.jsonl", "a") as file:
             file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+        self.points.append({"step": step, **values})
 
     def pictures(self, step: int, panels: Sequence[np.ndarray]) -> None:
         """Panels [H, W, 3] uint8 of an evaluation, to TensorBoard alone."""
@@ -41,6 +47,13 @@ class Curves:
 
     def __exit__(self, *_: object) -> None:
         self._writer.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The points of curves.jsonl, in order; of evaluations the keys begin with eval/."""
+    path = workdir / "curves.jsonl"
+    lines = path.read_bytes().decode("ascii", "replace").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
 def forget_after(workdir: pathlib.Path, step: int) -> None:

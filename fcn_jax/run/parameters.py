@@ -11,9 +11,10 @@ from fcn_jax import checkpoint, weights
 from fcn_jax import config as config_lib
 from fcn_jax.config import Stage
 from fcn_jax.models import fcn
+from fcn_jax.models.spec import ModelSpec
 from fcn_jax.run.context import Run
 from fcn_jax.run.resume import Start
-from fcn_jax.weights import merge
+from fcn_jax.weights import merge, surgery
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +54,17 @@ def _by_stream(run: Run, start: Start, previous: Any) -> tuple[weights.Weights, 
         )
     if not new:
         return found, merge.Wishes()
+    globs = ",".join(_fully_connected(pretrained, spec)) if init.random == "auto" else init.random
     # The config names layers without their stream.
-    random, skip = (
-        [f"{glob}{name}" for glob in config_lib.words(globs) for name in new] for globs in (init.random, init.skip)
-    )
-    return found, merge.Wishes(random, skip, classes=init.classes)
+    random, skip = ([f"{glob}{name}" for glob in config_lib.words(text) for name in new] for text in (globs, init.skip))
+    classes = surgery.by_name(pretrained, spec.class_names) if init.classes == "auto" else init.classes
+    return found, merge.Wishes(random, skip, classes=classes)
+
+
+def _fully_connected(found: weights.Weights, spec: ModelSpec) -> list[str]:
+    """fc6 and fc7 where the weights of a classifier's convolutions have none."""
+    wanted = [layer for layer in ("fc6", "fc7") if layer in fcn.abstract_params(spec)]
+    return [layer for layer in wanted if f"{layer}/kernel" not in found.arrays]
 
 
 def _left_by(run: Run, found: Stage, stage: Stage, previous: Any) -> weights.Weights:

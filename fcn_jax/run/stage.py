@@ -59,11 +59,16 @@ def ready(run: Run, stage: Stage) -> Ready:
 
 def make_optimizer(run: Run, stage: Stage, rate: Callable[[Any], Any]) -> Any:
     """The solver of the config, at the learning rates `rate`."""
-    config = run.config.optim
+    config = run.config
     solver = optim.Solver(
-        config.name, rate, config.momentum, config.weight_decay, config.bias_multiplier, config.clip_norm
+        config.optim.name,
+        rate,
+        config.optim.momentum,
+        config.optim.weight_decay,
+        config.optim.bias_multiplier,
+        config.optim.clip_norm,
     )
-    frozen, own_bias = config_lib.words(config.frozen), config_lib.words(config.own_bias)
+    frozen, own_bias = config_lib.words(config.optim.frozen), config_lib.words(config.optim.own_bias)
     return optim.make_optimizer(fcn.abstract_params(run.spec(stage)), solver, frozen=frozen, own_bias=own_bias)
 
 

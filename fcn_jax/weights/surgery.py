@@ -112,6 +112,17 @@ def parse_classes(text: str, weights: Weights, wanted: int) -> list[int | None]:
     return result
 
 
+def by_name(weights: Weights, wanted: Sequence[str]) -> str:
+    """Which old class each of these starts from by its name, as `parse_classes` reads it; '' where they are the same.
+
+    Also '' where the weights have no names, or no classes.
+    """
+    names = list((weights.model or {}).get("class_names", []))
+    if not names or names == list(wanted) or "score_fr/bias" not in weights.arrays:
+        return ""
+    return ",".join(str(names.index(name)) if name in names else "-" for name in wanted)
+
+
 def num_classes(arrays: Arrays) -> int:
     """Raises ValueError if there is no score_fr to tell it."""
     if "score_fr/bias" not in arrays:

@@ -80,7 +80,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
             return {"image": image}, {"label": label}
         assert example.image is not None
         assert example.label is not None
-        files = {"image": example.image, "label": example.label, **example.more}
+        files: dict[str, Any] = {"image": example.image, "label": example.label, **example.more}
         inputs = {record_input(name): files[record_input(name)].read_bytes() for name in self.dataset.inputs}
         return inputs, {key: labels.load(files[key]) for key, labels in record_labels(self.dataset.labels)}
 

@@ -1,0 +1,1 @@
+"""One's own pictures: a folder as people and annotation tools leave it, read as a dataset."""

@@ -1,0 +1,318 @@
+"""Masks as files: ids, palettes, colours, two values, one file a class."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fcn_jax.data import images
+from fcn_jax.data.dataset import Annotation, Palette, voc_palette
+from fcn_jax.data.images import VOID
+from fcn_jax.data.own.description import FILE, Class, Description
+
+_MOST_IDS = 64  # more values than so, without a list of classes, are no ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What some masks hold.
+
+    Attributes:
+      kind: `values` or `colours`.
+      counts: {value, or colour as 0xRRGGBB: in how many masks}.
+      first: {value or colour: a mask that has it}.
+      palette: the colours of the values, where the masks have palettes that agree.
+      formats: the formats of the files.
+      smooth: masks that have many values beside the two that most pixels have.
+    """
+
+    kind: str
+    counts: Mapping[int, int]
+    first: Mapping[int, pathlib.Path]
+    palette: Palette = ()
+    formats: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> list[int]:
+        """In order."""
+        return sorted(self.counts)
+
+
+def read_values(path: pathlib.Path) -> images.Mask:
+    """The values of a mask file, colours as one number 0xRRGGBB, int32 or uint8 [H, W]; grey in colour is grey."""
+    mask = images.decode_mask(images.read_file(path), str(path))
+    values = mask.values
+    if values.ndim == 3:
+        first = values[..., 0]
+        if (values == first[..., None]).all():
+            return mask._replace(values=np.ascontiguousarray(first))
+        packed = values.astype(np.int32) @ np.array([0x10000, 0x100, 1], np.int32)
+        return mask._replace(values=packed, colours=True)
+    return mask
+
+
+def look_at(paths: Sequence[pathlib.Path]) -> Seen:
+    """What these masks hold, together."""
+    return summed([read_values(path) for path in paths], paths)
+
+
+def summed(masks: Sequence[images.Mask], paths: Sequence[pathlib.Path]) -> Seen:
+    """What masks hold, together. Where some are in colour, grey ones are too."""
+    colours = any(mask.colours for mask in masks)
+    counts: dict[int, int] = {}
+    first: dict[int, pathlib.Path] = {}
+    for mask, path in zip(masks, paths, strict=True):
+        for value in np.unique(mask.values).tolist():
+            key = value * 0x10101 if colours and not mask.colours else value
+            counts[key] = counts.get(key, 0) + 1
+            first.setdefault(key, path)
+    palettes = {mask.palette for mask in masks}
+    palette = palettes.pop() if len(palettes) == 1 else ()
+    formats = tuple(sorted({mask.format for mask in masks}))
+    return Seen("colours" if colours else "values", counts, first, palette, formats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What the values of masks mean.
+
+    Attributes:
+      class_names, palette: of the classes, in the order of their ids.
+      ids: {value or colour: id, or 255}.
+      colours: whether they are colours.
+      nearest: that other values are of what is nearest.
+      said: how this was found, for people.
+    """
+
+    class_names: tuple[str, ...]
+    palette: Palette
+    ids: Mapping[int, int]
+    colours: bool = False
+    nearest: bool = False
+    said: str = ""
+
+    def read(self, label: Annotation) -> np.ndarray:
+        """uint8 [H, W] of class ids; ValueError for a value that is not in the table."""
+        mask = read_values(label.paths[0])
+        values = mask.values
+        if self.colours and not mask.colours:
+            values = values.astype(np.int32) * 0x10101
+        found, places = np.unique(values, return_inverse=True)
+        means = np.array([self._id(value, label) for value in found.tolist()], np.uint8)
+        return means[places].reshape(values.shape)
+
+    def _id(self, value: int, label: Annotation) -> int:
+        if value in self.ids:
+            return self.ids[value]
+        if self.nearest:
+            return self.ids[min(self.ids, key=lambda known: _distance(known, value, colours=self.colours))]
+        what = f"the colour {shown(value)}" if self.colours else f"the value {value}"
+        raise ValueError(
+            f"{label} has {what}, which is of no class: add it to {FILE}, or look at all masks with python -m"
+            " fcn_jax.data check"
+        )
+
+
+def shown(colour: int) -> str:
+    """0x804000 as #804000."""
+    return f"#{colour:06x}"
+
+
+def _distance(a: int, b: int, *, colours: bool) -> int:
+    if not colours:
+        return abs(a - b)
+    return sum(((a >> shift & 255) - (b >> shift & 255)) ** 2 for shift in (0, 8, 16))
+
+
+def table(seen: Seen, description: Description, *, voc: tuple[str, ...] = ()) -> Table:
+    """What the values of masks mean, by the description, or deduced where that is safe.
+
+    Args:
+      voc: the names of VOC's classes, where the folder is laid out as VOC's.
+
+    Raises:
+      ValueError: they may mean several things; says what to write where.
+    """
+    made = _in_colour(seen, description) if seen.kind == "colours" else _of_values(seen, description, voc)
+    return dataclasses.replace(made, nearest=description.nearest)
+
+
+def _in_colour(seen: Seen, description: Description) -> Table:
+    known: dict[int, int] = {_packed(colour): VOID for colour in description.void_colours}
+    for index, each in enumerate(description.classes):
+        for colour in (*((each.colour,) if each.colour else ()), *each.colours):
+            known[_packed(colour)] = index
+    if known:
+        names = tuple(each.name for each in description.classes)
+        said = f"masks in colour, by {description.source}"
+        return Table(names, description.palette, known, colours=True, said=said)
+    colours = seen.values
+    if len(colours) > _MOST_IDS:
+        raise ValueError(
+            f"masks are in {len(colours)} colours, first {seen.first[colours[0]]}: they were smoothed or are"
+            f" JPEG, or no masks: give the colours of the classes in {FILE}, with nearest = true"
+        )
+    lines = ", ".join(f"{{name = '{_colour_name(colour)}', colour = '{shown(colour)}'}}" for colour in colours)
+    raise ValueError(
+        f"masks are in colour and nothing says which colour is what: write a file {FILE} with classes = [{lines}] and"
+        " change the names"
+    )
+
+
+def _colour_name(colour: int) -> str:
+    return "background" if colour == 0 else f"class {shown(colour)}"
+
+
+def _packed(colour: Sequence[int]) -> int:
+    return colour[0] << 16 | colour[1] << 8 | colour[2]
+
+
+def _of_values(seen: Seen, description: Description, voc: tuple[str, ...]) -> Table:
+    classes, values = description.classes, seen.values
+    void = {VOID, *description.void}
+    if any(each.values for each in classes):
+        ids = dict.fromkeys(void, VOID)
+        for index, each in enumerate(classes):
+            ids |= dict.fromkeys(each.values or (index,), index)
+        names = tuple(each.name for each in classes)
+        return Table(names, description.palette, ids, said=f"values by {description.source}")
+    if _by_palette(seen, description):
+        return _in_palette(seen, description)
+    two = _two_values(values, description)
+    if two:
+        names, palette = _two_classes(classes, description)
+        return Table(names, palette, dict(zip(two, (0, 1), strict=True)), said=f"two classes: {two[0]} and {two[1]}")
+    used = [value for value in values if value not in void]
+    if classes:
+        return _of_listed(used, void, description, seen)
+    if len(used) > _MOST_IDS or (used and used[-1] > VOID):
+        first = seen.first[used[-1]]
+        raise ValueError(
+            f"masks have {len(used)} values up to {used[-1]}, first {first}: they were smoothed, are JPEG or grey"
+            f" pictures, or have ids of things: list the classes in classes.txt, or in {FILE} with nearest = true"
+        )
+    if voc and seen.palette[: len(voc)] == voc_palette(len(voc)) and used[-1:] < [len(voc)]:
+        return Table(
+            voc, voc_palette(len(voc)), _identity(len(voc), void), said="VOC's classes, by folders and colours"
+        )
+    if not used or used[0] != 0 or len(used) < 2:
+        raise ValueError(
+            f"masks have the values {', '.join(map(str, values))}, first {seen.first[values[0]]}: which of them are"
+            f" classes is not clear; list these in classes.txt, or with their values in {FILE}"
+        )
+    number = used[-1] + 1
+    names = tuple(f"class {index}" for index in range(number))
+    palette = seen.palette[:number] if len(seen.palette) >= number else voc_palette(number)
+    return Table(names, palette, _identity(number, void), said=f"values are ids, 0 to {number - 1}")
+
+
+def _by_palette(seen: Seen, description: Description) -> bool:
+    """Whether the colours of palettes are those of the classes, and the values are not their ids."""
+    colours = {_packed(each.colour) for each in description.classes if each.colour}
+    colours |= {_packed(colour) for colour in description.void_colours}
+    if not seen.palette or not colours or len(seen.palette) <= max(seen.values):
+        return False
+    return {_packed(seen.palette[value]) for value in seen.values} <= colours
+
+
+def _in_palette(seen: Seen, description: Description) -> Table:
+    by_colour = _in_colour(seen, description).ids
+    ids = {v: by_colour[_packed(c)] for v, c in enumerate(seen.palette) if _packed(c) in by_colour}
+    names = tuple(each.name for each in description.classes)
+    return Table(names, description.palette, ids, said=f"palettes, by the colours of {description.source}")
+
+
+def _two_values(values: Sequence[int], description: Description) -> tuple[int, int] | None:
+    """0 and 255 are background and foreground, unless three classes or more are listed, or 255 is void."""
+    if len(description.classes) > 2 or VOID in description.void:
+        return None
+    return (values[0], values[1]) if list(values) == [0, VOID] else None
+
+
+def _two_classes(classes: Sequence[Class], description: Description) -> tuple[tuple[str, ...], Palette]:
+    names = tuple(each.name for each in classes)
+    if len(names) == 2:
+        return names, description.palette
+    colour = classes[0].colour if classes and classes[0].colour else voc_palette(2)[1]
+    return ("background", *(names or ("foreground",))), (voc_palette(1)[0], colour)
+
+
+def _of_listed(used: Sequence[int], void: set[int], description: Description, seen: Seen) -> Table:
+    names = tuple(each.name for each in description.classes)
+    number, source = len(names), description.source
+    if not used or used[-1] < number:
+        return Table(names, description.palette, _identity(number, void), said=f"values are the places in {source}")
+    if used[0] == 1 and used[-1] == number:
+        ids = {value + 1: value for value in range(number)} | dict.fromkeys(void, VOID)
+        return Table(names, description.palette, ids, said=f"values begin at 1, the first class of {source}")
+    if used[-1] == number and names[0].lower() != "background":
+        raise ValueError(
+            f"masks have the values 0 to {number}, first {seen.first[number]}, and {source} has {number} classes: if 0"
+            f" is background, add it as the first class; if 0 is void, write {FILE} with void = [0] and the values 1 to"
+            f" {number} of the classes"
+        )
+    if number == 1:
+        return _of_listed(
+            used, void, dataclasses.replace(description, classes=(Class("background"), *description.classes)), seen
+        )
+    raise ValueError(
+        f"masks have the value {used[-1]}, first {seen.first[used[-1]]}, and {source} has {number} classes, 0 to"
+        f" {number - 1}: complete it, or give values in {FILE}"
+    )
+
+
+def _identity(number: int, void: set[int]) -> dict[int, int]:
+    return {**dict.fromkeys(void, VOID), **{value: value for value in range(number) if value not in void}}
+
+
+@dataclasses.dataclass(frozen=True)
+class PerClass:
+    """One mask for each class of an image; what is not 0 in several is of the last of them in the order of classes."""
+
+    class_names: tuple[str, ...]
+    palette: Palette
+    said: str = ""
+
+    def read(self, label: Annotation) -> np.ndarray:
+        """uint8 [H, W]; what is 0 in all of them is background."""
+        parts = dict(zip(label.keys, label.paths, strict=True))
+        unknown = sorted(parts.keys() - {*self.class_names})
+        if unknown:
+            raise ValueError(f"{parts[unknown[0]]} is of the class {unknown[0]!r}, which is not in the list: add it")
+        found: np.ndarray | None = None
+        for index, name in enumerate(self.class_names):
+            if name not in parts:
+                continue
+            values = read_values(parts[name]).values
+            found = np.zeros(values.shape, np.uint8) if found is None else found
+            if values.shape != found.shape:
+                raise ValueError(
+                    f"{parts[name]} has another size than the other masks of the image: they must be equal"
+                )
+            found[values != 0] = index
+        assert found is not None
+        return found
+
+
+def per_class(names: Sequence[str], description: Description) -> PerClass:
+    """Of the classes that have masks, background first, in the order of the description if there is one."""
+    listed = tuple(each.name for each in description.classes)
+    if listed:
+        palette = description.palette
+        ordered = listed if listed[0].lower() == "background" else ("background", *listed)
+        if len(ordered) > len(listed):
+            palette = (voc_palette(1)[0], *palette)
+    else:
+        ordered = ("background", *(name for name in names if name != "background"))
+        palette = voc_palette(len(ordered))
+    return PerClass(ordered, palette, said=f"a mask for each class, {', '.join(ordered)}")
+
+
+@functools.lru_cache(1)
+def voc_names() -> tuple[str, ...]:
+    """Of VOC's classes."""
+    from fcn_jax.data.builders import voc_segmentation
+
+    return voc_segmentation.DATASET.labels[0].class_names
