@@ -228,9 +228,16 @@ def left_open(config: ConfigDict) -> list[str]:
 
 def filled(config: ConfigDict) -> ConfigDict:
     """The config with defaults for what it leaves open, so that all else can be checked."""
-    config, usual = config.copy_and_resolve_references(), flatten(default())
+    return closed(config, flatten(default()))
+
+
+def closed(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """A copy of the config with the values {key: value} that there are for what it leaves open."""
+    config = config.copy_and_resolve_references()
     for key in left_open(config):
-        config.update_from_flattened_dict({key: usual[key]})
+        if key in values:
+            value = values[key]
+            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list | tuple) else value})
     return config
 
 

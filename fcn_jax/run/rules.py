@@ -53,7 +53,7 @@ def recorded(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists() or not config_lib.left_open(config):
         return config
-    return _with(config, config_lib.completed(json_file.read(path)))
+    return config_lib.closed(config, config_lib.completed(json_file.read(path)))
 
 
 def completed(config: ConfigDict, split: Split) -> ConfigDict:
@@ -68,7 +68,7 @@ def completed(config: ConfigDict, split: Split) -> ConfigDict:
         if key in keys:
             chosen[key] = value
             log.info("config.%s=%s: %s", key, _shown(value), reason)
-    return _with(config, chosen)
+    return config_lib.closed(config, chosen)
 
 
 def look_at(split: Split) -> Facts:
@@ -196,16 +196,6 @@ def _memory() -> float:
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
         return 8.0 * _GB
-
-
-def _with(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
-    """The config with these for what it leaves open."""
-    config = config.copy_and_resolve_references()
-    for key in config_lib.left_open(config):
-        if key in values:
-            value = values[key]
-            config.update_from_flattened_dict({key: tuple(value) if isinstance(value, list | tuple) else value})
-    return config
 
 
 def _shown(value: Any) -> str:
