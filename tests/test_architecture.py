@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fcn_jax"
 # What each part may import of the package.
 ALLOWED = {
     "models": {"json_file", "models"},
-    "data": {"data", "download"},
+    "data": {"data", "download", "visualize"},
     "weights": {"weights", "checkpoint", "download", "models"},
     "json_file": set(),
     "losses": set(),

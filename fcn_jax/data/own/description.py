@@ -27,7 +27,7 @@ _KEYS = {
     "mirrored": list,
 }
 _CLASS_KEYS = {"name": str, "colour": str | list, "value": int, "values": list, "colours": list, "labels": list}
-_NAMED_VOID = ("void", "__ignore__", "ignore", "unlabelled", "unlabeled")
+NAMED_VOID = ("void", "__ignore__", "ignore", "unlabelled", "unlabeled", "out of roi")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _labelmap(path: pathlib.Path) -> Description:
             colour = colour_of([int(n) for n in rest[0].split(",")], path) if rest and rest[0] else None
         except (ValueError, IndexError):
             raise ValueError(f"{path}, line {number} ({line[:80]!r}): write name:R,G,B::") from None
-        if name.lower() in _NAMED_VOID and colour:
+        if name.lower() in NAMED_VOID and colour:
             void.append(colour)
         else:
             classes.append(Class(name, colour))
@@ -194,7 +194,7 @@ def _class_list(path: pathlib.Path) -> Description:
     classes, void = [], []
     for _, line in lists.read_lines(path):
         each = _class_of(line, path)
-        if each.name.lower() in _NAMED_VOID and each.colour:
+        if each.name.lower() in NAMED_VOID and each.colour:
             void.append(each.colour)
         else:
             classes.append(each)

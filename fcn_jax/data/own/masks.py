@@ -197,7 +197,7 @@ def _of_values(seen: Seen, description: Description, voc: tuple[str, ...]) -> Ta
         return Table(
             voc, voc_palette(len(voc)), _identity(len(voc), void), said="VOC's classes, by folders and colours"
         )
-    if not used or used[0] != 0 or len(used) < 2:
+    if not used or used[0] != 0 or len(used) < 2 or used[-1] >= 2 * len(used):
         raise ValueError(
             f"masks have the values {', '.join(map(str, values))}, first {seen.first[values[0]]}: which of them are"
             f" classes is not clear; list these in classes.txt, or with their values in {FILE}"

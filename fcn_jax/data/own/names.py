@@ -17,11 +17,11 @@ ROLES = {
         *("mask", "masks", "label", "labels", "annotation", "annotations", "annot", "anno", "ann", "gt", "truth"),
         *("groundtruth", "target", "targets", "segmentation", "segmentations", "segmentationclass", "seg", "segs"),
         *("segmentationclassaug", "segmentationclassraw", "gtfine", "manual", "manual1", "trimap", "trimaps", "json"),
-        *("labelids", "labeltrainids", "polygons", "semantic", "y", "l", "p"),
+        *("labelids", "labeltrainids", "polygons", "semantic"),
     ),
     "image": (
         *("image", "images", "img", "imgs", "jpegimages", "photo", "photos", "picture", "pictures", "rgb", "input"),
-        *("inputs", "leftimg8bit", "raw", "original", "originals", "sat", "x", "frame", "frames"),
+        *("inputs", "leftimg8bit", "raw", "original", "originals", "sat", "frame", "frames"),
     ),
 }
 # Where several folders are of labels and one is called so, it shows where there is anything to label.
@@ -32,8 +32,12 @@ SPLITS = {
     "test": ("test", "testing", "tst"),
 }
 ANNOTATIONS = (".json",)
+# Words at the end of a name that say as much in a folder of images, if the file can hold ids.
+_PLAIN = {"mask", "masks", "label", "labels", "annotation", "gt", "groundtruth", "seg", "segmentation"}
+_LOSSLESS = (".png", ".gif", ".bmp", ".tif", ".tiff")
 SHARE = 0.2  # of the images that become val where nothing says which do
 _WORDS = {word: role for role, words in reversed(ROLES.items()) for word in words}
+_TAILS = {**_WORDS, "l": "label", "p": "label"}  # CamVid's 0001TP_006690_L.png
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 _MOST_FILES = 1_000_000
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -91,8 +95,10 @@ def _walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def words_of(name: str) -> list[str]:
     """'trainAnnot_v2' -> ['train', 'annot', 'v2']."""
-    parts = re.split(r"[\W_]+", _CAMEL.sub("_", unicodedata.normalize("NFC", name)))
-    return [part.lower() for part in parts if part]
+    parts = re.split(r"[\W_]+", unicodedata.normalize("NFC", name))
+    return [
+        word.lower() for part in parts for word in ([part] if part.lower() in _WORDS else _CAMEL.split(part)) if word
+    ]
 
 
 def _of_folder(name: str) -> tuple[str, str, bool]:
@@ -104,12 +110,12 @@ def _of_folder(name: str) -> tuple[str, str, bool]:
             words += [prefix, whole[len(prefix) :]]
             return split, _role(words), True
     split = next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "")
-    role = _role(words)
+    role = _role(word for word in words if word in _WORDS)
     return split, role, bool(split or role)
 
 
 def _role(words: Iterable[str]) -> str:
-    found = {_WORDS[word] for word in words if word in _WORDS}
+    found = {_TAILS[word] for word in words if word in _TAILS}
     return next((role for role in ROLES if role in found), "")
 
 
@@ -125,8 +131,8 @@ def _read_name(path: pathlib.Path, relative: pathlib.Path) -> File:
     words = words_of(path.stem)
     key = _key(path.stem)
     # A name alone says less than a folder: 'l' at its end does, and 'train' at its beginning does not.
-    tail = [word for word in words[1:] if word in _WORDS]
-    if not role and tail:
+    tail = [word for word in words[1:] if word in _TAILS]
+    if (not role and tail) or (role == "image" and {*tail} & _PLAIN and path.suffix.lower() in _LOSSLESS):
         role = _role(tail)
     if path.suffix.lower() in ANNOTATIONS:
         role = "label"
@@ -138,7 +144,7 @@ def _read_name(path: pathlib.Path, relative: pathlib.Path) -> File:
 def _key(stem: str) -> str:
     """The words of a stem that say neither split nor role, but for the first one."""
     first, *rest = words_of(stem) or [stem]
-    return "_".join([first, *(word for word in rest if word not in _WORDS and word not in _SPLIT_OF)])
+    return "_".join([first, *(word for word in rest if word not in _TAILS and word not in _SPLIT_OF)])
 
 
 def share(names: Iterable[str]) -> set[str]:

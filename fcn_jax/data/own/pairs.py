@@ -82,6 +82,12 @@ def pair(root: pathlib.Path, description: Description) -> Pairing:
         return _pair_coco(root, coco, pictures, description)
     masks, regions = _regions(masks, description, said)
     by_image = _match(pictures, masks, root)
+    if not by_image:
+        such = f"first {masks[0].path}; images are such as {pictures[0].path}" if pictures else "and there is no image"
+        raise FileNotFoundError(
+            f"none of the {len(masks)} annotations below {root} fits one image by its name, {such}: name them alike, or"
+            " say by images = 'FOLDER', labels = 'FOLDER' in dataset.toml where they are"
+        )
     per_class = _per_class(by_image)
     chosen = {image: parts if per_class else (_one(image, parts),) for image, parts in by_image.items()}
     shown = {image: region[0] for image, region in _match(list(chosen), regions, root).items()} if regions else {}
@@ -178,7 +184,7 @@ def _as_described(file: File, root: pathlib.Path, description: Description) -> F
     ):
         if any(relative.match(pattern) or _below(relative, pattern) for pattern in patterns):
             return dataclasses.replace(file, role=role)
-    stated = {"label": description.labels, "image": description.images}.get(file.role)
+    stated = {"label": description.labels, "image": description.images, "": description.images}.get(file.role)
     return dataclasses.replace(file, role="left out") if stated else file
 
 

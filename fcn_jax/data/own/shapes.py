@@ -17,7 +17,7 @@ from fcn_jax.data import images
 from fcn_jax.data.dataset import Annotation, Palette, voc_palette
 from fcn_jax.data.images import VOID
 from fcn_jax.data.own import polygons
-from fcn_jax.data.own.description import Colour, Description
+from fcn_jax.data.own.description import NAMED_VOID, Colour, Description
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"
 _LINE, _POINT = 10, 5  # pixels, width of a line and radius of a point, as labelme's own converter has them
@@ -147,7 +147,7 @@ def drawn(paths: Iterable[pathlib.Path], description: Description) -> Drawn:
     if "" in kinds:
         raise ValueError("JSON files hold neither shapes (labelme) nor objects (Cityscapes): move them away")
     background = "labelme" in kinds
-    special = {BACKGROUND: 0 if background else VOID, IGNORE: VOID}
+    special = {**dict.fromkeys(NAMED_VOID, VOID), BACKGROUND: 0 if background else VOID}
     if description.classes:
         names = tuple(each.name for each in description.classes)
         palette = description.palette
