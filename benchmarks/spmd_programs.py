@@ -87,7 +87,7 @@ def compile_step(case):
     c = configured(case)
     names = tuple(map(str, range(CLASSES)))
     palette, heads = ((0, 0, 0),) * CLASSES, (("label", "", CLASSES),)
-    split = types.SimpleNamespace(class_names=names, palette=palette, heads=heads, inputs={"colour": ()})
+    split = types.SimpleNamespace(class_names=names, palette=palette, heads=heads, inputs={"colour": ()}, scales={})
     mesh = sharding.make_mesh(jax.devices()[: case.devices])
     run, (stage, *_) = context.Run(c, pathlib.Path(), mesh, split, split, None, None), config_lib.stages(c)
     spec = run.spec(stage)

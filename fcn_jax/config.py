@@ -18,7 +18,7 @@ MAY_CHANGE = ("data.raw_dir", "data.data_dir", "data.num_threads", "init.cache_d
 _STAGES = ("network", "steps", "learning_rate")
 # What may be left to the data: -1, of several values all, or auto.
 BY_RULE = (
-    *("steps", "data.batch_size", "data.crop_size", "data.scale", "loss.class_weights"),
+    *("inputs", "steps", "data.batch_size", "data.crop_size", "data.scale", "loss.class_weights"),
     *("eval.batch_size", "eval.every", "eval.scales"),
 )
 _shown = reprlib.Repr()  # repr of what may be damaged: of limited length and depth
@@ -75,7 +75,7 @@ def default() -> ConfigDict:
     c.learning_rate = (1e-4,)
     # What the images are made of: colour; colour+depth for one stream that sees both; colour/hha for two streams, whose
     # scores are averaged. With commas between stages, or the same for all; each stream then starts from the last
-    # earlier stage with its inputs.
+    # earlier stage with its inputs. bands: images of one's own with other channels than three of 8 bits.
     c.inputs = "colour"
 
     c.model = ConfigDict()

@@ -223,7 +223,8 @@ class _Panels:
         return [self._found[index] for index in sorted(self._found)]
 
     def _panel(self, image: np.ndarray, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-        split, shown = self._split, _colour(image, self._inputs)
+        split = self._split
+        shown = _colour(image, self._inputs, split)
         labels, found = (steps.by_head(x, len(split.heads)) for x in (label, prediction))
         rows = [
             visualize.panel(shown, truth, predicted, split.class_names[place], split.palette[place])
@@ -232,10 +233,7 @@ class _Panels:
         return np.concatenate(rows)
 
 
-def _colour(image: np.ndarray, inputs: Sequence[str]) -> np.ndarray:
-    """What a person is shown of an image [H, W, C]: its colour, or its first input; uint8 [H, W, 3]."""
+def _colour(image: np.ndarray, inputs: Sequence[str], split: datasets.Split) -> np.ndarray:
+    """What a person is shown of an image [H, W, C]: its colour, or of its first input three channels at most."""
     shown = "colour" if "colour" in inputs else inputs[0]
-    part = image[..., pipeline.place_of(shown, inputs)]
-    if part.shape[2] == 1:
-        part = np.repeat(255 * part / max(part.max(), 1), 3, axis=2)
-    return part.astype(np.uint8)
+    return visualize.visible(image[..., pipeline.place_of(shown, inputs, split)])

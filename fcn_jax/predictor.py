@@ -10,7 +10,7 @@ import numpy as np
 
 from fcn_jax import checkpoint, multiscale
 from fcn_jax.models import fcn
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
 
 # Canvases are rounded up to these many steps an octave, so that a folder of photographs needs few compilations.
 STEPS_PER_OCTAVE = 4
@@ -147,7 +147,8 @@ class Predictor:
                 how = "np.asarray(PIL.Image.open(path).convert('RGB'))"
                 raise ValueError(f"an image is a {type(image).__name__}: give an array, {how}")
             # Depth and the like do not fit into 8 bits.
-            dtypes, kind = ([np.uint8], "uint8 RGB") if channels == 3 else ([np.uint8, np.float32], "uint8 or float32")
+            plain = channels == 3 and not {*WIDE_INPUTS} & {*self.spec.input_names}
+            dtypes, kind = ([np.uint8], "uint8 RGB") if plain else ([np.uint8, np.float32], "uint8 or float32")
             if image.dtype not in dtypes or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
                 wanted = f"{kind} [height, width, {channels}], values 0..255"
                 raise ValueError(f"an image is {image.dtype} {list(image.shape)}: give {wanted}")

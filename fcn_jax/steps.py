@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax import losses, metrics, multiscale
-from fcn_jax.models.spec import ModelSpec
+from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
 from fcn_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -21,7 +21,7 @@ def batch_shapes(
     spec: ModelSpec, lead: tuple[int, ...], canvas: tuple[int, int], place: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """What both steps take, of such leading axes and canvas (height, width): image, label and size, placed."""
-    dtype = jnp.float32 if "depth" in spec.input_names else jnp.uint8
+    dtype = jnp.float32 if {*WIDE_INPUTS} & {*spec.input_names} else jnp.uint8
     heads = () if len(spec.outputs) == 1 else (len(spec.outputs),)
     return {
         "image": jax.ShapeDtypeStruct((*lead, *canvas, len(spec.mean)), dtype, sharding=place),

@@ -78,8 +78,9 @@ def _open_splits(config: ConfigDict) -> tuple[datasets.Split, datasets.Split]:
 
 
 def _check_dataset(config: ConfigDict, dataset: Dataset) -> None:
-    for stage in config_lib.stages(config):
-        parse_inputs(stage.inputs, dataset.inputs)
+    if "inputs" not in config_lib.left_open(config):
+        for stage in config_lib.stages(config):
+            parse_inputs(stage.inputs, dataset.inputs)
     if (config.data.mask or config.eval.mask) and dataset.labels[0].class_names[0] != "background":
         raise ValueError(f"config.data.mask and config.eval.mask need a class background, which {dataset.name} has not")
 

@@ -19,6 +19,19 @@ def colorize(label: np.ndarray, palette: Palette) -> np.ndarray:
     return table[label]
 
 
+def visible(image: np.ndarray) -> np.ndarray:
+    """What can be shown of an image [H, W, C] of any values: uint8 [H, W, 3], its first three channels, or its first.
+
+    What is no uint8 is stretched from its first to its ninety-ninth percentile.
+    """
+    part = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if part.dtype == np.uint8:
+        return part
+    low, high = np.percentile(part, (1, 99))
+    stretched: np.ndarray = np.clip(255 * (part - low) / max(high - low, 1e-6), 0, 255).astype(np.uint8)
+    return stretched
+
+
 def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
     """The image [H, W, 3] with the colours of all classes but the first (the background) laid over it."""
     result = np.array(image)

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import own
 import pytest
 from layouts import make_label, voc_list, write_camvid, write_nyud, write_sbd, write_sift_flow, write_voc
 from test_train import losses, stopping
@@ -58,6 +59,11 @@ def tiny(c, steps, raw_dir, data_dir):
     c.data.eval_split += "[:2]"
     c.optim.warmup_steps = min(c.optim.warmup_steps, steps - 1)
     c.log.every = c.log.checkpoint_every = 1
+    if c.data.name == "folder":
+        own.images(pathlib.Path(raw_dir, "own"))
+        own.masks(pathlib.Path(raw_dir, "own"))
+        own.class_list(pathlib.Path(raw_dir, "own"))
+        c.data.raw_dir, c.data.eval_split, c.data.crop_size = f"{raw_dir}/own", "val", (32, 32)
     if c.data.name == "shapes":
         c.data.train_split, c.data.eval_split = "tiny[:4]", "tiny[4:]"
     return steps * stages
@@ -88,7 +94,7 @@ def test_config_runs_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, m
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_config_is_valid_and_documented(name, variant):
     c, doc = load(name, variant)
-    config_lib.validate(c)
+    config_lib.validate(config_lib.filled(c))
     assert c.name == (f"{name}_{variant}" if variant else name), "the name is the default workdir"
     assert f"--config=configs/{name}.py" in doc
     json.loads(config_lib.to_json(c))

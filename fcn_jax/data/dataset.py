@@ -130,6 +130,7 @@ class Dataset:
       list_examples: (split, raw_dir) -> its examples in the order of its list, every file of which is there.
       inputs: {name: mean of each channel, in the order in which the network takes them} of what an image is made of;
         none for colour: that of VOC.
+      scales: {name: what the values of an input are multiplied by} where that is not 1; means are of scaled ones.
       annotated: how labels of images that EXIF turns were drawn, as they are 'stored' or 'upright'.
       archives: {split: what to download for it}, where that is permitted.
       terms: where else to get the files, for a person.
@@ -142,6 +143,7 @@ class Dataset:
     splits: tuple[str, ...]
     list_examples: Callable[[str, pathlib.Path], Sequence[Example]]
     inputs: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=lambda: {"colour": ()})
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     annotated: str = "stored"
     archives: Mapping[str, tuple[Archive, ...]] = dataclasses.field(default_factory=dict)
     terms: str = ""

@@ -70,6 +70,7 @@ class Split:
       class_names, palette: one name and one (R, G, B) per class, those of several heads side by side.
       heads: (what records call its labels, its name, how many classes it has) of each head.
       inputs: {name: mean of each channel, none for VOC's} of what the images are made of.
+      scales: {name: what values are multiplied by first} where that is not 1.
       unscored: the classes, by their places, that are left out of means over classes.
       swaps: uint8 [256] for each head: what each id is in the mirror image.
       source: the N examples.
@@ -85,6 +86,7 @@ class Split:
     palette: tuple[tuple[int, int, int], ...]
     heads: tuple[tuple[str, str, int], ...]
     inputs: Mapping[str, tuple[float, ...]]
+    scales: Mapping[str, float]
     unscored: tuple[int, ...]
     swaps: tuple[np.ndarray, ...]
     source: Source
@@ -287,6 +289,7 @@ def _open(dataset: Dataset, builder: Any, split: str) -> Split:
         palette=tuple(colour for _, head in heads for colour in head.palette),
         heads=tuple((key, head.name, len(head.class_names)) for key, head in heads),
         inputs=dataset.inputs,
+        scales=dataset.scales,
         unscored=tuple(index for index, is_so in enumerate(unscored) if is_so),
         swaps=tuple(head.swap() for _, head in heads),
         source=Source(builder.as_data_source(split=instruction, decoders=decoders)),

@@ -20,6 +20,7 @@ VOID = 255
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # MPO is opened as JPEG
 MAX_PIXELS = 178_956_970  # of an image that is decoded whole: Pillow's own limit, half a gigabyte
 MAX_WEBP = 2**26  # its decoder takes 22 bytes a pixel, and a file of 200 bytes may have any number of them
+MAX_BANDS = 64  # channels
 LARGE = 2**25  # pixels from which on a JPEG is decoded smaller where it will be shrunk anyway
 
 _ORIENTATION = 0x0112  # EXIF 2.3, table 4
@@ -106,13 +107,15 @@ def decode_input(data: bytes, name: str, kind: str) -> np.ndarray:
     """An encoded input [H, W, C] of a record: `image` as decode_image, others with all of their bits.
 
     Those are uint8 [H, W, 3] (HHA, as it is stored), or one channel of uint8, uint16, int32 or float32 (depth), of any
-    of the formats or of NumPy's .npy.
+    of the formats or of NumPy's .npy; `bands` as decode_bands.
 
     Raises:
       CorruptError: it cannot be decoded, has not a finite value everywhere, or another number of channels.
     """
     if kind == "image":
         return decode_image(data, name)
+    if kind == "bands":
+        return decode_bands(data, name)
     try:
         values = _npy(data) if data.startswith(_NPY) else _values(data)
     except Exception as error:  # Pillow raises many kinds on damaged files
@@ -123,6 +126,53 @@ def decode_input(data: bytes, name: str, kind: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise CorruptError(f"{kind} {name!r} has values that are not finite", "fill them, with 0 say")
     return values
+
+
+def decode_bands(data: bytes, name: str) -> np.ndarray:
+    """An image of any number of channels and bits as float32 [H, W, C], as it is stored; C >= 3.
+
+    Fewer than three channels are repeated, since networks begin with three. TIFF and .npy may have them first or last,
+    which the smaller number tells.
+
+    Raises:
+      CorruptError: it cannot be decoded, is compressed in a way that needs the package imagecodecs, or has more than 64
+        channels or values that are not finite.
+    """
+    try:
+        values = _npy(data) if data.startswith(_NPY) else _tiff(data) if data[:2] in (b"II", b"MM") else _values(data)
+    except Exception as error:  # as below
+        raise _undecodable("bands", name, data, error) from None
+    values = values[..., None] if values.ndim == 2 else values
+    if values.ndim != 3 or 0 in values.shape:
+        raise CorruptError(f"image {name!r} is {values.dtype} {list(values.shape)}", "give [height, width, channels]")
+    if values.shape[0] < min(values.shape[1:]) and values.shape[0] <= MAX_BANDS:
+        values = np.moveaxis(values, 0, -1)
+    if values.shape[2] > MAX_BANDS:
+        raise CorruptError(f"image {name!r} has {values.shape[2]} channels", f"give at most {MAX_BANDS}")
+    if not np.isfinite(values).all():
+        raise CorruptError(f"image {name!r} has values that are not finite", "fill them, with 0 say")
+    channels = values.shape[2]
+    places = np.arange(max(3, channels)) % channels
+    return np.ascontiguousarray(values[..., places], np.float32)
+
+
+def bands_of(data: bytes) -> int:
+    """How many channels decode_bands gives of an image that is no picture of 8 bits in grey or colour; else 0.
+
+    ValueError as there.
+    """
+    if not data.startswith(_NPY):
+        tiff = data[:2] in (b"II", b"MM")
+        if not tiff:
+            image, _ = _open(data)
+            return 0 if _bits(image, data) <= 8 else decode_bands(data, "an image").shape[2]
+        try:
+            image, _ = _open(data)
+            if _bits(image, data) <= 8 and image.mode in ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr"):
+                return 0
+        except Exception:  # as Pillow does on many bands, which tifffile reads
+            pass
+    return decode_bands(data, "an image").shape[2]
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
@@ -245,6 +295,18 @@ def _npy(data: bytes) -> np.ndarray:
     if values.dtype.kind not in "uif" or values.size > MAX_PIXELS:
         raise ValueError(f"it holds {values.size} values of {values.dtype}")
     return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
+
+
+def _tiff(data: bytes) -> np.ndarray:
+    """Of many bands, or of 16 bits, which Pillow refuses or cuts; its first picture."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = file.series[0]
+        if math.prod(series.shape) > MAX_PIXELS or series.dtype is None or series.dtype.kind not in "uif":
+            raise ValueError(f"it holds {math.prod(series.shape)} values of {series.dtype}")
+        values: np.ndarray = series.asarray()
+    return values
 
 
 def _values(data: bytes) -> np.ndarray:

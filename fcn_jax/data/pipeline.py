@@ -48,31 +48,35 @@ class Reading:
 
 
 PLAIN = Reading()
-CHANNELS = {"depth": 1}  # other inputs have three
+WIDE = ("depth", "bands")  # inputs whose values do not fit into 8 bits
 
 
-def place_of(name: str, inputs: Sequence[str]) -> slice:
+def place_of(name: str, inputs: Sequence[str], split: Split) -> slice:
     """Where the channels of one of the inputs are in the image."""
-    start = sum(CHANNELS.get(before, 3) for before in inputs[: inputs.index(name)])
-    return slice(start, start + CHANNELS.get(name, 3))
+    start = sum(_channels(before, split) for before in inputs[: inputs.index(name)])
+    return slice(start, start + _channels(name, split))
+
+
+def _channels(name: str, split: Split) -> int:
+    return len(split.inputs[name]) or 3
 
 
 class _Decode(grain.transforms.Map):
     """The index of an example -> image uint8 [H, W, 3], label uint8 [H, W], id, corrupt (bool).
 
-    The channels of several inputs are side by side, in float32 if depth is among them; the labels of several heads are
-    [H, W, heads].
+    The channels of several inputs are side by side, in float32 if depth or bands are among them; the labels of several
+    heads are [H, W, heads].
 
     A damaged record is an error or, where `corrupt` is skip, an empty image.
     """
 
     def __init__(self, split: Split, reading: Reading):
         self._split, self._inputs, self._corrupt = split, reading.inputs, reading.corrupt
-        self._dtype = np.dtype(np.float32 if "depth" in reading.inputs else np.uint8)
+        self._dtype = np.dtype(np.float32 if {*WIDE} & {*reading.inputs} else np.uint8)
 
     def empty(self) -> dict[str, np.ndarray]:
         """Of one pixel, all void."""
-        channels, heads = sum(CHANNELS.get(name, 3) for name in self._inputs), len(self._split.heads)
+        channels, heads = sum(_channels(name, self._split) for name in self._inputs), len(self._split.heads)
         label = np.full((1, 1) if heads == 1 else (1, 1, heads), images.VOID, np.uint8)
         return {"image": np.zeros((1, 1, channels), self._dtype), "label": label}
 
@@ -104,7 +108,7 @@ class _Decode(grain.transforms.Map):
         """The channels of one input."""
         stored = record_input(key)
         values = images.decode_input(record[stored], name, stored)
-        wanted = CHANNELS.get(key, 3)
+        wanted = _channels(key, self._split)
         if values.shape[2] != wanted or (self._dtype == np.uint8 and values.dtype != np.uint8):
             kind = "of any kind" if self._dtype == np.float32 else "of 8 bits"
             raise ValueError(
@@ -116,7 +120,7 @@ class _Decode(grain.transforms.Map):
 class _Augment(grain.transforms.RandomMap):
     def __init__(self, options: Augmentation, split: Split, inputs: Sequence[str]):
         self._options, self._swaps = options, split.swaps
-        self._colour = place_of("colour", inputs) if "colour" in inputs else None
+        self._colour = place_of("colour", inputs, split) if "colour" in inputs else None
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         image, label, options = element["image"], element["label"], self._options

@@ -173,6 +173,9 @@ def _preprocess(graph: _Graph, stream: str) -> str:
         if given.name == "depth":
             x = graph.node("Max", [x, graph.constant(f"{name}_least", np.ones(1, np.float32))], f"{name}_max")
             x = graph.node("Log", [x], f"{name}_log")
+        if given.scale != 1:
+            scale = graph.constant(f"{name}_scale", np.array([given.scale], np.float32))
+            x = graph.node("Mul", [x, scale], f"{name}_scaled")
         mean = graph.constant(f"{name}_mean", np.array(graph.spec.mean[place], np.float32))
         parts.append(graph.node("Sub", [x, mean], f"{name}_data"))
     x = graph.node("Concat", parts, f"data{stream}", axis=3) if len(parts) > 1 else parts[0]

@@ -76,7 +76,8 @@ def preprocess(image: jax.Array, spec: ModelSpec, stream: str, dtype: Any) -> ja
         if given.name == "depth":
             x = jnp.log(jnp.maximum(x.astype(dtype), 1))
         x = x[..., ::-1] if given.name == "colour" else x
-        parts.append(x.astype(dtype) - jnp.asarray(spec.mean[place], dtype).reshape(1, 1, 1, -1))
+        x = x.astype(dtype) if given.scale == 1 else x.astype(dtype) * jnp.asarray(given.scale, dtype)
+        parts.append(x - jnp.asarray(spec.mean[place], dtype).reshape(1, 1, 1, -1))
     return jnp.concatenate(parts, -1)
 
 

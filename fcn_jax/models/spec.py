@@ -70,11 +70,13 @@ class Input:
       channels: how many they are.
       stream: suffix of the layers that see them. Inputs of one stream are seen together (early fusion); the scores of
         several streams are averaged (late fusion).
+      scale: what values are multiplied by before the mean is subtracted, so that they are of the size of colours.
     """
 
     name: str
     channels: int
     stream: str = ""
+    scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,11 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_input(value: Any) -> bool:
-    return _is_record(value, Input) and _is_name(value["name"]) and _is_name(value["stream"], least=0)
+    if not isinstance(value, dict):
+        return False
+    value = {"scale": 1.0, **value}
+    named = _is_record(value, Input) and _is_name(value["name"]) and _is_name(value["stream"], least=0)
+    return named and _is_channel(value["scale"]) and value["scale"] > 0
 
 
 def _is_head(value: Any) -> bool:
@@ -247,6 +253,9 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """What model.json holds: of a network with one input and one head no word of either."""
         fields = dataclasses.asdict(self)
+        for given in fields["inputs"]:
+            if given["scale"] == 1:  # as it was before there were scales
+                del given["scale"]
         optional = ("inputs", "heads")
         return {"format_version": FORMAT_VERSION, **{k: v for k, v in fields.items() if v or k not in optional}}
 
@@ -311,11 +320,14 @@ def misfit(network: str, backbone: str, width: int) -> str:
     return ""
 
 
-def parse_inputs(text: str, means: Mapping[str, Sequence[float]]) -> tuple[tuple[Input, ...], tuple[float, ...]]:
+def parse_inputs(
+    text: str, means: Mapping[str, Sequence[float]], scales: Mapping[str, float] | None = None
+) -> tuple[tuple[Input, ...], tuple[float, ...]]:
     """What `colour`, `colour+depth` (one stream that sees both) or `colour/hha` (two streams) describe.
 
     Args:
       means: {name: mean of each channel} of the inputs that there are; empty for those of VOC's colour.
+      scales: {name: scale} of inputs that have one other than 1.
 
     Returns:
       (inputs, mean), the inputs empty for colour alone. The streams of several are named by their inputs; `colour` is
@@ -336,10 +348,13 @@ def parse_inputs(text: str, means: Mapping[str, Sequence[float]]) -> tuple[tuple
                     " stream and / between streams"
                 )
             found = tuple(means[name]) or MEAN_BGR
-            inputs.append(Input(name, len(found), suffix))
+            inputs.append(Input(name, len(found), suffix, (scales or {}).get(name, 1.0)))
             mean += found
     return () if text == "colour" else tuple(inputs), tuple(mean)
 
+
+# Inputs whose values do not fit into 8 bits: batches that have one are float32.
+WIDE_INPUTS = ("depth", "bands")
 
 # What of it a config chooses; the network is the stage's, the classes are the dataset's.
 ARCHITECTURE = ("backbone", "geometry", "at_once", "upsampling", "width", "fc_width")

@@ -32,7 +32,7 @@ class Run:
     def spec(self, stage: config_lib.Stage) -> ModelSpec:
         """The network of a stage."""
         split = self.train_split
-        inputs, mean = parse_inputs(stage.inputs, split.inputs)
+        inputs, mean = parse_inputs(stage.inputs, split.inputs, split.scales)
         return configured(
             stage.network,
             self.config.model,

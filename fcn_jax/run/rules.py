@@ -36,6 +36,7 @@ class Facts(NamedTuple):
       rarest, share: the class with the fewest pixels of those that occur, and its share of the labelled ones.
       thinnest, width_of: the class with the thinnest parts, and how wide they are, in pixels.
       accelerator: whether there is a GPU or a TPU.
+      inputs: what images are made of.
     """
 
     images: int
@@ -46,6 +47,7 @@ class Facts(NamedTuple):
     thinnest: str
     width_of: float
     accelerator: bool
+    inputs: tuple[str, ...] = ("colour",)
 
 
 def recorded(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
@@ -88,6 +90,7 @@ def look_at(split: Split) -> Facts:
         thinnest=split.class_names[thinnest],
         width_of=widths.get(thinnest, float(min(height, width))),
         accelerator=jax.default_backend() != "cpu",
+        inputs=tuple(split.inputs),
     )
 
 
@@ -110,6 +113,10 @@ def _widths(split: Split) -> dict[int, float]:
     return {c: float(2 * areas[c] / outlines[c]) for c in range(classes) if outlines[c] > 0}
 
 
+def _inputs(facts: Facts, _: dict[str, Any]) -> tuple[Any, str]:
+    return facts.inputs[0], f"images have {', '.join(facts.inputs)}"
+
+
 def _enlarged(facts: Facts, _: dict[str, Any]) -> tuple[float, str]:
     """The scale at which images are seen: thin classes twice their size, large photographs smaller."""
     longer = max(facts.height, facts.width)
@@ -117,8 +124,10 @@ def _enlarged(facts: Facts, _: dict[str, Any]) -> tuple[float, str]:
         factor = max(1 / 8, round(8 * _LARGE / longer) / 8)
         return factor, f"images are {facts.height}x{facts.width}, and the thinnest class is {facts.width_of:.0f} wide"
     if facts.width_of < _THIN:
-        return (2.0 if facts.width_of < _THIN / 2 or longer <= _LARGE else 1.5), (
-            f"{facts.thinnest} is {facts.width_of:.1f} pixels wide, and the network's finest stride is {_THIN}"
+        factor = min(3.0, max(1.5, round(2 * _THIN / facts.width_of) / 2))
+        return (
+            factor,
+            f"{facts.thinnest} is {facts.width_of:.1f} pixels wide, and the network's finest stride is {_THIN}",
         )
     if longer < 320:
         return 1.5, f"images are small, {facts.height}x{facts.width}"
@@ -175,6 +184,7 @@ def _every(facts: Facts, values: dict[str, Any]) -> tuple[Any, str]:
 
 # In the order in which they are asked: later ones may ask for earlier ones.
 _RULES: dict[str, Callable[[Facts, dict[str, Any]], tuple[Any, str]]] = {
+    "inputs": _inputs,
     "eval.scales": _scales,
     "data.scale": _scale,
     "data.crop_size": _crop,

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 from fcn_jax.data.dataset import Dataset, Example, Labels, check_files
+from fcn_jax.data.own import bands, forms, pairs
 from fcn_jax.data.own import description as description_lib
-from fcn_jax.data.own import forms, pairs
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,17 @@ def read(raw_dir: str) -> Dataset:
     if pairing.labels:
         log.warning("%d annotations have no image, first %s", len(pairing.labels), pairing.labels[0])
 
+    seen = bands.look_at([pair.image for pair in pairing.pairs])
+    if seen is not None:
+        log.info("%s: images of %d bands, times %.4g", raw_dir, len(seen.mean), seen.scale)
+
     def list_examples(split: str, _: pathlib.Path) -> Sequence[Example]:
-        return check_files([Example(pair.id, pair.image, pair.label) for pair in pairing.of(split)])
+        return check_files(
+            [
+                Example(pair.id, pair.image, pair.label, {"bands": pair.image} if seen else {})
+                for pair in pairing.of(split)
+            ]
+        )
 
     drawn = all(pair.label.paths[0].suffix.lower() == ".json" for pair in pairing.pairs) and not pairing.coco
     return Dataset(
@@ -53,5 +62,7 @@ def read(raw_dir: str) -> Dataset:
         ),
         splits=tuple(split for split in ("train", "val", "test") if pairing.of(split)),
         list_examples=list_examples,
+        inputs={"bands": seen.mean} if seen else {"colour": ()},
+        scales={"bands": seen.scale} if seen else {},
         annotated=description.annotated or ("upright" if drawn else "stored"),
     )

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fcn_jax.data import images
-from fcn_jax.data.own import forms, masks
+from fcn_jax.data.own import bands, forms, masks
 from fcn_jax.data.own.forms import Form
 from fcn_jax.data.own.pairs import Pair
 
@@ -59,7 +59,7 @@ def at(pair: Pair, form: Form | None, annotated: str) -> Look:
     """Looks at a pair; without a form at the image and at the values of the mask alone."""
     try:
         data = images.read_file(pair.image)
-        image = images.decode_image(data, str(pair.image))
+        image = bands.picture(data, str(pair.image))
     except (ValueError, OSError, MemoryError) as error:
         return Look(pair, str(error), "image")
     grey = np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fcn_jax import visualize
 from fcn_jax.data import images
-from fcn_jax.data.own import forms
+from fcn_jax.data.own import bands, forms
 from fcn_jax.data.own.check import Checked, class_rows
 from fcn_jax.data.own.look import Look
 from fcn_jax.data.own.writers import write_text
@@ -127,7 +127,7 @@ def _figure(found: Look, checked: Checked) -> str:
     """Image, mask and overlay, as far as they can be read."""
     pictures, form = [], checked.form
     try:
-        image = images.decode_image(images.read_file(found.pair.image), str(found.pair.image), max_side=_SIDE)
+        image = bands.picture(images.read_file(found.pair.image), str(found.pair.image))
         pictures.append(_small(image))
         if form is not None:
             label = forms.read(form, found.pair.label)

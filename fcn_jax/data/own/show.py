@@ -6,7 +6,7 @@ import numpy as np
 
 from fcn_jax import visualize
 from fcn_jax.data import images
-from fcn_jax.data.own import forms
+from fcn_jax.data.own import bands, forms
 from fcn_jax.data.own.check import Checked
 
 
@@ -19,7 +19,7 @@ def panels(checked: Checked, most: int) -> Iterator[tuple[str, np.ndarray]]:
         )
     good = [found for found in checked.looks if not found.error]
     for found in good[:: max(1, -(-len(good) // most))]:
-        image = images.decode_image(images.read_file(found.pair.image), str(found.pair.image))
+        image = bands.picture(images.read_file(found.pair.image), str(found.pair.image))
         label = forms.read(form, found.pair.label)
         label = images.turn(label, found.orientation) if checked.annotated == "stored" else label
         gap = np.full((image.shape[0], visualize.GAP, 3), 255, np.uint8)
