@@ -219,7 +219,7 @@ def measure_predict(folder, geometry):
     """The command's own loop over the folder, after one image of each size."""
     from absl import flags
 
-    from fcn_jax import predict
+    from fcn_jax import outputs, predict
     from fcn_jax.predictor import Predictor
 
     flags.FLAGS.mark_as_parsed()
@@ -227,13 +227,10 @@ def measure_predict(folder, geometry):
     predictor = Predictor(params, spec)
     paths = predict.find_images(pathlib.Path(folder))
     with tempfile.TemporaryDirectory() as output:
-        pairs = [
-            (pathlib.Path(output) / f"{path.stem}.png", pathlib.Path(output) / f"{path.stem}.jpg") for path in paths
-        ]
-        jobs = [predict.Job(path, [pair]) for path, pair in zip(paths, pairs, strict=True)]
-        list(predict.run(predictor, jobs[:4]))
+        jobs, wanted = [predict.Job(path, path.stem) for path in paths], outputs.Wanted(spec, ("mask", "overlay"))
+        list(predict.run(predictor, jobs[:4], wanted, pathlib.Path(output)))
         began = time.perf_counter()
-        done = list(predict.run(predictor, jobs))
+        done = list(predict.run(predictor, jobs, wanted, pathlib.Path(output)))
         taken = time.perf_counter() - began
     assert not [error for _, error in done if error]
     return {"rate": len(jobs) / taken}

@@ -45,10 +45,14 @@ def scores(
         new_sizes = jnp.maximum(jnp.round(sizes.astype(jnp.float32) * scale).astype(jnp.int32), 1)
         x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
         logits = score(x, new_sizes).astype(jnp.float32)
-        parts = [jax.nn.softmax(logits[..., place]) for place in heads]
-        probabilities = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-        total = total + _resample(probabilities, new_sizes, sizes, canvas, mirrored)
+        total = total + _resample(probabilities(logits, heads), new_sizes, sizes, canvas, mirrored)
     return jnp.log(jnp.maximum(total / len(ways), jnp.finfo(jnp.float32).tiny))
+
+
+def probabilities(scores: jax.Array, heads: Sequence[slice] = (slice(None),)) -> jax.Array:
+    """float32 [B, H, W, C] of logits, or of what `scores` gives; over the classes of each head they add up to 1."""
+    parts = [jax.nn.softmax(scores[..., place].astype(jnp.float32)) for place in heads]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
 
 def classes(scores: jax.Array, heads: Sequence[slice] = (slice(None),)) -> jax.Array:

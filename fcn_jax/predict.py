@@ -1,9 +1,9 @@
 """Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR"""
 
 import collections
-import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import logging
 import os
@@ -15,12 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from PIL import Image
 
-from fcn_jax import cli, visualize
+from fcn_jax import cli, outputs, visualize
 from fcn_jax.data import images
-from fcn_jax.models.spec import ModelSpec
-from fcn_jax.predictor import Predictor, load
+from fcn_jax.predictor import MAX_SIDE, Found, Predictor, enlarge, load, shrink
 from fcn_jax.run import progress
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -28,9 +26,23 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _INPUT = flags.DEFINE_string("input", None, "An image or a folder of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder for NAME.png (the mask) and NAME_overlay.jpg.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder for NAME.png (the mask), NAME_overlay.jpg and the like.")
+_WRITE = flags.DEFINE_list(
+    "write",
+    "mask,overlay",
+    "What is written: mask, overlay, cutout (transparent but for what is found), scores (.npz), probability (16-bit PNG"
+    " for each of --classes), labelme (.json), areas (.csv for all) and cvat (.zip for all).",
+)
+_CLASSES = flags.DEFINE_list("classes", "", "The classes that are wanted, such as person,car; none for all.")
+_SKIP_EXISTING = flags.DEFINE_bool("skip_existing", False, "Leave images alone whose files are there.")
+_TILES = flags.DEFINE_bool(
+    "tiles", False, "Segment images that are longer than --max_side in tiles, exactly, instead of shrinking them."
+)
 _MAX_SIDE = flags.DEFINE_integer(
-    "max_side", 1024, "Longer images are segmented at this length and their masks enlarged; 0: never.", lower_bound=0
+    "max_side",
+    MAX_SIDE,
+    "Longer images are segmented at this length and their masks enlarged; 0: never.",
+    lower_bound=0,
 )
 
 _SCALES = flags.DEFINE_list("scales", "1", "Each image is scored at these sizes, such as 0.75,1,1.25.")
@@ -76,23 +88,6 @@ def output_names(paths: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    """The image at no more than `max_side` pixels a side (0: no limit)."""
-    height, width = image.shape[:2]
-    if not max_side or max(height, width) <= max_side:
-        return image
-    factor = max_side / max(height, width)
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-
-
-def enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W] of this height and width, by the nearest."""
-    if mask.shape == size:
-        return mask
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
-
-
 def _required(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     if not flag.value:
         raise ValueError(f"--{flag.name} is missing: --checkpoint, --input and --output are needed")
@@ -116,27 +111,45 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"--output={str(output)!r} is the folder of the images, whose masks could replace them: name another"
         )
-    predictor = load(checkpoint, which=_WHICH.value, scales=_scales(_SCALES.value), flip=_FLIP.value)
+    predictor = load(
+        checkpoint,
+        which=_WHICH.value,
+        scales=_scales(_SCALES.value),
+        flip=_FLIP.value,
+        max_side=_MAX_SIDE.value,
+        tiles=_TILES.value,
+    )
     spec = predictor.spec
-    if len(spec.mean) != 3 or spec.inputs:
-        seen = "+".join(given.name for given in spec.inputs) or f"{len(spec.mean)} channels"
+    if spec.input_names not in (("colour",), ("bands",)):
+        seen = "+".join(spec.input_names)
         raise ValueError(f"{checkpoint} takes {seen}, photographs have colour alone: call fcn_jax.load on arrays")
-    heads = [head.suffix for head, _ in spec.outputs]
-    jobs = [
-        Job(path, [(output / f"{name}{head}.png", output / f"{name}{head}_overlay.jpg") for head in heads])
-        for path, name in zip(paths, output_names(paths), strict=True)
-    ]
-    _refuse_replacing(paths, [target for job in jobs for pair in job.targets for target in pair])
-    output.mkdir(parents=True, exist_ok=True)
+    wanted = outputs.Wanted(spec, tuple(_WRITE.value), tuple(_CLASSES.value))
+    jobs = [Job(path, name) for path, name in zip(paths, output_names(paths), strict=True)]
+    jobs = _claimed(jobs, wanted, output)
     failed = 0
-    for job, error in progress.bar(run(predictor, jobs), "predicting", len(jobs), "images"):
-        if error is not None:
-            line = "out of memory: lower --max_side" if isinstance(error, MemoryError) else cli.explain(error)
-            log.error("%s", line if str(job.path) in line else f"{job.path}: {line}")
-            failed += 1
-    log.info("%d masks and overlays in %s", len(jobs) - failed, output)
+    with outputs.Tables(wanted, output) as tables:
+        for job, error in progress.bar(run(predictor, jobs, wanted, output, tables), "predicting", len(jobs), "images"):
+            if error is not None:
+                line = "out of memory: lower --max_side" if isinstance(error, MemoryError) else cli.explain(error)
+                log.error("%s", line if str(job.path) in line else f"{job.path}: {line}")
+                failed += 1
+    log.info("%d images done: %s in %s", len(jobs) - failed, ", ".join(wanted.kinds), output)
     if failed:
         raise ValueError(f"{failed} of {len(jobs)} images failed; the others are done")
+
+
+def _claimed(jobs: Sequence["Job"], wanted: outputs.Wanted, output: pathlib.Path) -> list["Job"]:
+    """The jobs that are to be done, whose files may be written."""
+    targets = {job: wanted.targets(output, job.name) for job in jobs}
+    _refuse_replacing([job.path for job in jobs], [target for found in targets.values() for target in found])
+    if _SKIP_EXISTING.value:
+        if wanted.tables(output):
+            raise ValueError("--skip_existing would leave images out of areas and cvat: write these without it")
+        left = [job for job in jobs if not all(target.exists() for target in targets[job])]
+        log.info("%d of %d images are done already", len(jobs) - len(left), len(jobs))
+        jobs = left
+    outputs.claim(output, [*(target for job in jobs for target in targets[job]), *wanted.tables(output)])
+    return list(jobs)
 
 
 def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.Path]) -> None:
@@ -149,27 +162,36 @@ def _refuse_replacing(paths: Sequence[pathlib.Path], targets: Sequence[pathlib.P
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """An image, where its mask and its overlay go, of each head of the network, and what was read of it."""
+    """An image, what its files are called, and what was read of it."""
 
     path: pathlib.Path
-    targets: Sequence[tuple[pathlib.Path, pathlib.Path]]
+    name: str
     image: np.ndarray | None = None  # uint8 [H, W, 3], of large JPEGs reduced
     size: tuple[int, int] = (0, 0)  # height and width of the mask
 
 
-def run(predictor: Predictor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Exception | None]]:
+def run(
+    predictor: Predictor,
+    jobs: Sequence[Job],
+    wanted: outputs.Wanted,
+    output: pathlib.Path,
+    tables: outputs.Tables | None = None,
+) -> Iterator[tuple[Job, Exception | None]]:
     """Each job when it is done, with what kept it from that; images are read and written while others are computed.
 
     Raises OSError where nothing more can be written.
     """
     with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
         writing: collections.deque[tuple[Job, Future[None]]] = collections.deque()
-        read = _ahead(readers, _read, jobs, _AHEAD)
-        for job, mask in predictor.stream(read):
-            if isinstance(mask, Exception):
-                yield job, mask
+        read = _ahead(readers, functools.partial(_read, predictor), jobs, _AHEAD)
+        for job, found in predictor.stream(read, scored=wanted.scored):
+            if isinstance(found, Exception):
+                yield job, found
                 continue
-            writing.append((job, writers.submit(_write, job, mask, predictor.spec)))
+            found = enlarge(found, job.size)
+            if tables is not None:
+                tables.add(job.name, found)
+            writing.append((job, writers.submit(_write, job, found, wanted, output)))
             while len(writing) > _AHEAD:
                 yield _written(*writing.popleft())
         while writing:
@@ -190,30 +212,24 @@ def _ahead(pool: Executor, work: Callable[[Job], Any], jobs: Iterable[Job], most
                 yield first, error
 
 
-def _read(job: Job) -> np.ndarray:
+def _read(predictor: Predictor, job: Job) -> np.ndarray:
     """The image as it is segmented; `job` keeps it as it is shown."""
     data = images.read_file(job.path)
+    if predictor.spec.input_names == ("bands",):
+        bands = images.decode_bands(data, str(job.path))
+        job.image, job.size = visualize.visible(bands), bands.shape[:2]
+        return shrink(bands, 0 if predictor.tiles else predictor.max_side)
     if images.has_several(data):
         log.info("%s has several pictures: the first is taken", job.path)
-    job.image, job.size = images.decode_image(data, str(job.path), max_side=_MAX_SIDE.value), images.upright_size(data)
-    return shrink(job.image, _MAX_SIDE.value)
+    most = 0 if predictor.tiles else predictor.max_side
+    job.image, job.size = images.decode_image(data, str(job.path), max_side=most), images.upright_size(data)
+    return shrink(job.image, most)
 
 
-def _write(job: Job, masks: np.ndarray, spec: ModelSpec) -> None:
-    """All files or, if one cannot be written, none."""
+def _write(job: Job, found: Found, wanted: outputs.Wanted, output: pathlib.Path) -> None:
     assert job.image is not None
     try:
-        heads = [masks] if masks.ndim == 2 else np.moveaxis(masks, -1, 0)
-        for mask, (_, place), (path, overlay_path) in zip(heads, spec.outputs, job.targets, strict=True):
-            palette = spec.palette[place]
-            overlay = visualize.overlay(job.image, enlarge(mask, job.image.shape[:2]), palette)
-            visualize.save_mask(path, enlarge(mask, job.size), palette)
-            Image.fromarray(overlay).save(overlay_path, quality=95)
-    except BaseException:
-        for target in (path for pair in job.targets for path in pair):
-            with contextlib.suppress(OSError):
-                target.unlink(missing_ok=True)
-        raise
+        outputs.write(found, job.image, job.path, wanted, output, job.name)
     finally:
         job.image = None
 

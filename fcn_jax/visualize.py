@@ -32,13 +32,19 @@ def visible(image: np.ndarray) -> np.ndarray:
     return stretched
 
 
-def overlay(image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5) -> np.ndarray:
-    """The image [H, W, 3] with the colours of all classes but the first (the background) laid over it."""
+def overlay(
+    image: np.ndarray, label: np.ndarray, palette: Palette, alpha: float = 0.5, shown: np.ndarray | None = None
+) -> np.ndarray:
+    """The image [H, W, 3] with the colours of classes laid over it.
+
+    `shown` are bool [256], by id; by default all classes but the first (the background), and void.
+    """
+    table = np.arange(256) > 0 if shown is None else shown
     result = np.array(image)
     for rows in np.array_split(np.arange(len(label)), -(-len(label) // ROWS)):
         part = np.s_[rows[0] : rows[-1] + 1]
         blended = (1 - alpha) * image[part] + alpha * colorize(label[part], palette)
-        result[part] = np.where((label[part] == 0)[..., None], image[part], blended.astype(np.uint8))
+        result[part] = np.where(table[label[part]][..., None], blended.astype(np.uint8), image[part])
     return result
 
 

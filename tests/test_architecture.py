@@ -57,6 +57,7 @@ ALLOWED = {
         *("checkpoint", "config", "data", "metrics", "models", "sharding", "steps", "visualize"),
         *("run.distributed", "run.progress", "run.results", "run.rules"),
     },
+    "outputs": {"data", "models", "predictor", "visualize"},
     "predictor": {"checkpoint", "models", "multiscale"},
 }
 

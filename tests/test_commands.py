@@ -284,7 +284,7 @@ def test_predict_writes_masks_and_overlays(workdir, photographs, tmp_path):
     assert process.returncode == 0, process.stderr
     sizes = {"colour": (50, 40), "grey": (33, 31), "turned": (24, 48)}
     names = [f"{name}{end}" for name in sizes for end in (".png", "_overlay.jpg")]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == sorted(names)
     for name, size in sizes.items():
         mask = Image.open(tmp_path / f"{name}.png")
         assert (mask.mode, mask.size) == ("P", size)

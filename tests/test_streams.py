@@ -349,7 +349,7 @@ def test_semantic_and_geometric_heads(tmp_path):
         "fcn_jax.predict", f"--checkpoint={tmp_path}/run", f"--input={tmp_path}/a.jpg", f"--output={tmp_path}/m"
     )
     assert run.returncode == 0, run.stderr
-    names = sorted(path.name for path in (tmp_path / "m").iterdir())
+    names = sorted(path.name for path in (tmp_path / "m").glob("[!.]*"))
     assert names == ["a_geo.png", "a_geo_overlay.jpg", "a_sem.png", "a_sem_overlay.jpg"]
 
 
