@@ -288,6 +288,7 @@ def test_converted_folders_have_the_same_ids(tmp_path, form):
     from fcn_jax.data.own import convert, forms
 
     sound(tmp_path / "a", number=6)
+    split_by_lists(tmp_path / "a", ("p01", "p04"))
     before = check.check(tmp_path / "a")
     convert.convert(before, tmp_path / "b", form)
     if form == "cvat":

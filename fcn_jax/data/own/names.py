@@ -147,6 +147,12 @@ def _key(stem: str) -> str:
     return "_".join([first, *(word for word in rest if word not in _TAILS and word not in _SPLIT_OF)])
 
 
+def split_of(stem: str) -> str:
+    """The split that a name says: 'instances_train2017' is of train; '' for none."""
+    words = (word.rstrip("0123456789") for word in words_of(stem))
+    return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "")
+
+
 def share(names: Iterable[str]) -> set[str]:
     """A fifth of the names, one at least, the same on every machine: those whose SHA-256 is lowest."""
     ordered = sorted(names, key=lambda name: hashlib.sha256(unicodedata.normalize("NFC", name).encode()).digest())

@@ -139,15 +139,15 @@ def _pair_coco(
     found: dict[File, Annotation] = {}
     splits = {}
     for file in files:
-        content = shapes.read_coco(file.path)
+        content, split = shapes.read_coco(file.path), file.split or names.split_of(file.stem)
         for name, entry in content.entries.items():
-            images = [image for image in by_name[name] if not file.split or image.split in ("", file.split)]
+            images = [image for image in by_name[name] if not split or image.split in ("", split)]
             if len(images) != 1:
                 missing.append(file.path.parent / name)
                 continue
             segments = (_segments(file, entry[0]["file_name"], by_name),) if content.panoptic else ()
             found[images[0]] = Annotation((file.path, *segments), (name,))
-            splits[images[0].path] = file.split or images[0].split
+            splits[images[0].path] = split or images[0].split
     if not found:
         raise FileNotFoundError(f"none of the {len(missing)} images that {files[0].path} names is below {root}")
     if any(splits.values()):
