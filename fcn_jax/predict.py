@@ -22,7 +22,7 @@ from fcn_jax.predictor import MAX_SIDE, Found, Predictor, enlarge, load, shrink
 from fcn_jax.run import progress
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir, a step of its checkpoints, or converted weights."
+    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as caffe-fcn8s."
 )
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _INPUT = flags.DEFINE_string("input", None, "An image or a folder of images.")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from fcn_jax import checkpoint, multiscale
+from fcn_jax import checkpoint, multiscale, networks
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
@@ -306,7 +306,7 @@ def load(
     """The network of a run, of one step of its checkpoints, or of converted weights.
 
     Args:
-      path: a run's workdir, a checkpoint directory, or converted weights.
+      path: a run's workdir, a checkpoint directory, converted weights, or a name of networks.PUBLISHED.
       which: `best` or `latest`, where `path` is a run.
       dtype: what the encoder computes in, float32 or bfloat16.
       scales, flip: score images at each of these sizes, and mirrored too, as config.eval.scales and config.eval.flip.
@@ -316,7 +316,7 @@ def load(
       FileNotFoundError: there is no checkpoint.
       ValueError: model.json is not one that this version reads, or a scale is not above 0 and up to 8.
     """
-    params, spec = checkpoint.load_params(checkpoint.find(path, which))
+    params, spec = checkpoint.load_params(checkpoint.find(networks.locate(path), which))
     return Predictor(params, spec, dtype=dtype, scales=scales, flip=flip, max_side=max_side, tiles=tiles)
 
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "visualize": set(),
     "files": set(),
     "cli": {"run.stop"},
-    "export": {"checkpoint", "export", "models"},
+    "export": {"checkpoint", "export", "models", "networks"},
     "multiscale": set(),
     "train_state": set(),
     "steps": {"losses", "metrics", "models", "multiscale", "train_state"},
@@ -57,8 +57,9 @@ ALLOWED = {
         *("checkpoint", "config", "data", "metrics", "models", "sharding", "steps", "visualize"),
         *("run.distributed", "run.progress", "run.results", "run.rules"),
     },
+    "networks": {"data", "download", "weights"},
     "outputs": {"data", "models", "predictor", "visualize"},
-    "predictor": {"checkpoint", "models", "multiscale"},
+    "predictor": {"checkpoint", "models", "multiscale", "networks"},
 }
 
 

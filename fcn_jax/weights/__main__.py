@@ -3,7 +3,6 @@
 import pathlib
 import shlex
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -35,7 +34,7 @@ _CACHE_DIR = flags.DEFINE_string("cache_dir", "~/.cache/fcn_jax/weights", "Where
 
 def main(argv: Sequence[str]) -> None:
     """The work of one command."""
-    from fcn_jax import weights  # after the flags, since it takes seconds to import
+    from fcn_jax import networks, weights  # after the flags, since it takes seconds to import
     from fcn_jax.weights import common, convert
 
     if len(argv) != 2:
@@ -46,13 +45,13 @@ def main(argv: Sequence[str]) -> None:
     convention = common.parse_convention(_CONVENTION.value) if _CONVENTION.value else None
     found = weights.read(argv[1], _CACHE_DIR.value, convention)
     heads = [head.classes for head in found.heads()] or [len(_CLASS_NAMES.value) or _NUM_CLASSES.value]
-    names = _CLASS_NAMES.value or _default_names(found, heads)
+    names, palette = networks.classes_of(found.model, heads)
     spec = convert.spec_for(
         found,
         model=_MODEL.value or "",
         geometry=_GEOMETRY.value or "",
-        class_names=names,
-        palette=_palette(found, heads),
+        class_names=_CLASS_NAMES.value or names,
+        palette=palette,
         extra_means=[float(mean) for mean in _EXTRA_MEANS.value],
     )
     params = convert.fit(found, spec, allow=_ALLOW.value)
@@ -63,32 +62,6 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"{output}: use it by --config.init.weights={quoted}, fcn_jax.predict --checkpoint={quoted}, or --mode=eval"
         )
-
-
-# Whose classes weights without names have, by how many each head has.
-_RELEASED = {(21,): "voc_segmentation", (40,): "nyudv2", (33, 3): "sift_flow", (60,): "pascal_context"}
-
-
-def _default_names(found: Any, heads: Sequence[int]) -> Sequence[str]:
-    if found.model is not None:
-        return found.model["class_names"]
-    return [name for labels in _released(heads) for name in labels.class_names] or [str(i) for i in range(sum(heads))]
-
-
-def _palette(found: Any, heads: Sequence[int]) -> Sequence[Any]:
-    from fcn_jax.data.dataset import voc_palette
-
-    if found.model is not None:
-        return found.model["palette"]
-    return [colour for labels in _released(heads) for colour in labels.palette] or voc_palette(sum(heads))
-
-
-def _released(heads: Sequence[int]) -> Sequence[Any]:
-    """The labels of the dataset with such heads, if there is one."""
-    from fcn_jax.data import datasets
-
-    name = _RELEASED.get(tuple(heads))
-    return datasets.find(name).labels if name else ()
 
 
 if __name__ == "__main__":

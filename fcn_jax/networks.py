@@ -1,0 +1,69 @@
+"""Networks by name: those that others publish are converted once, and are then checkpoints like any other."""
+
+import logging
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+CACHE = "~/.cache/fcn_jax"
+# Of weights.SOURCES those that are whole networks, and which they are.
+PUBLISHED = {
+    "caffe-fcn8s": "fcn8s",
+    "caffe-fcn32s": "fcn32s",
+    "pytorch-fcn32s": "fcn32s",
+    "pytorch-fcn16s": "fcn16s",
+    "pytorch-fcn8s": "fcn8s",
+    "pytorch-fcn8s-atonce": "fcn8s_atonce",
+}
+# Whose classes networks without names have, by how many each head has.
+_RELEASED = {(21,): "voc_segmentation", (40,): "nyudv2", (33, 3): "sift_flow", (60,): "pascal_context"}
+
+
+def locate(source: str | os.PathLike[str], cache_dir: str = CACHE) -> pathlib.Path:
+    """The path of a checkpoint: `source`, or for a name of PUBLISHED what it is converted to, in the cache.
+
+    Raises:
+      OSError: the download failed.
+      ValueError: what was downloaded is not what was published, or the name is of a classifier.
+    """
+    name, path = str(source), pathlib.Path(source).expanduser()
+    if path.exists() or path.name != name:
+        return path
+    from fcn_jax import download, weights
+    from fcn_jax.weights import convert
+
+    if name not in PUBLISHED:
+        if name in weights.SOURCES:
+            raise ValueError(
+                f"{name} is a classifier, to start training from: a network is a run, converted weights, or one of"
+                f" {', '.join(PUBLISHED)}"
+            )
+        return path
+    cache = pathlib.Path(cache_dir).expanduser().absolute()
+    converted = cache / "networks" / name
+    with download.exclusive(cache / "networks"):
+        if not converted.exists():
+            found = weights.read(name, cache / "weights")
+            heads = [head.classes for head in found.heads()]
+            class_names, palette = classes_of(found.model, heads)
+            spec = convert.spec_for(found, model=PUBLISHED[name], class_names=class_names, palette=palette)
+            log.info("converting %s once: %s", name, convert.describe(spec))
+            convert.write(converted, convert.fit(found, spec), spec)
+    return converted
+
+
+def classes_of(model: dict[str, Any] | None, heads: Sequence[int]) -> tuple[Sequence[str], Sequence[Any]]:
+    """(names, colours) of a network with so many classes a head: its own, those of its dataset, or numbers."""
+    from fcn_jax.data import datasets
+    from fcn_jax.data.dataset import voc_palette
+
+    if model is not None:
+        return model["class_names"], model["palette"]
+    name = _RELEASED.get(tuple(heads))
+    labels = datasets.find(name).labels if name else ()
+    names = [name for each in labels for name in each.class_names]
+    palette = [colour for each in labels for colour in each.palette]
+    return names or [str(index) for index in range(sum(heads))], palette or voc_palette(sum(heads))
