@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import pathlib
@@ -119,6 +120,9 @@ def set_up() -> None:
     if jax.config.values["jax_disable_jit"]:
         jax.config.update("jax_disable_jit", False)
         logging.getLogger("fcn_jax").warning("JAX_DISABLE_JIT has no effect: steps are compiled before they are run")
+    gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects that live: looking for cycles takes time
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a dozen small programs take a second
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path("~/.cache/fcn_jax/xla").expanduser()))
 
