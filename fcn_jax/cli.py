@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import gc
+import inspect
 import logging
 import os
 import pathlib
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -133,8 +135,29 @@ def _unraisable(error: Any) -> None:
         sys.__unraisablehook__(error)
 
 
+def help_text(argv: Sequence[str]) -> str:
+    """What --help prints: the docstring of the command's module, and its own flags in their order."""
+    import __main__
+
+    lines = [inspect.cleandoc(__main__.__doc__ or ""), "", "flags:"]
+    for flag in flags.FLAGS.get_flags_for_module(argv[0]) or flags.FLAGS.get_flags_for_module("__main__"):
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        given = "" if flag.default in (None, "", False, []) else f" (default: {flag.default_as_str})"
+        lines.append(f"  {name}")
+        lines += textwrap.wrap(
+            f"{flag.help}{given}".replace("(default: '", "(default: ").replace("')", ")"),
+            100,
+            initial_indent=" " * 6,
+            subsequent_indent=" " * 6,
+        )
+    return "\n".join(lines) + "\n"
+
+
 def parse(argv: Sequence[str]) -> list[str]:
-    """absl's flags, with a mistyped flag, config key or value as one line."""
+    """absl's flags, with a mistyped flag, config key or value as one line; --help prints help_text and ends."""
+    if any(argument in ("-h", "--help") for argument in argv[1:]):
+        print(help_text(argv), end="")
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         _refuse_joined(argv)

@@ -1,4 +1,12 @@
-"""Trains or evaluates: python -m fcn_jax.main --config=configs/fcn8s.py"""
+"""Trains or evaluates: python -m fcn_jax.main --config=configs/fcn8s.py
+
+--config names a file, or one of the configs that come along by its name; what follows a colon is a variant of it.
+Any of its values can be set: --config.steps=2000. The same command again goes on with a run that was stopped.
+
+  python -m fcn_jax.main --config=fcn8s:demo
+  python -m fcn_jax.main --config=folder --config.data.raw_dir=PHOTOS --workdir=runs/mine
+  python -m fcn_jax.main --config=folder --config.data.raw_dir=PHOTOS --workdir=runs/mine --mode=eval --split=val
+"""
 
 import logging
 import os
@@ -11,7 +19,9 @@ from ml_collections import config_flags
 
 from fcn_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, such as configs/fcn8s.py:demo.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file or a name, such as configs/fcn8s.py:demo or fcn8s:demo."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default runs/<config.name>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (and evaluate on the way), or evaluate alone.")
 _SPLIT = flags.DEFINE_string("split", None, "The split for --mode=eval; default config.data.eval_split.")
@@ -53,8 +63,27 @@ def main(argv: Sequence[str]) -> None:
         print(*([f"{name}:"] if name else []), metrics.table(scores), sep="\n")
 
 
+def config_folder() -> pathlib.Path:
+    """Where the configs are that come along: in the package, or beside it in a clone."""
+    package = pathlib.Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def _by_name(argument: str) -> str:
+    """--config=fcn8s:demo as --config=/.../configs/fcn8s.py:demo; what is a file, or another flag, stays as it is."""
+    flag, _, value = argument.partition("=")
+    name, colon, variant = value.partition(":")
+    if flag.lstrip("-") != "config" or "/" in name or name.endswith(".py") or pathlib.Path(name).exists():
+        return argument
+    path = config_folder() / f"{name}.py"
+    if not path.is_file():
+        names = ", ".join(sorted(path.stem for path in config_folder().glob("*.py")))
+        sys.exit(f"there is no config {name!r}: give a file, or one of {names}")
+    return f"{flag}={path}{colon}{variant}"
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
-    rest = cli.parse(argv)
+    rest = cli.parse([*map(_by_name, argv)])
     try:
         if _CONFIG.value is not None:
             _ = _CONFIG.value.name  # a config file that cannot be read fails only here

@@ -1,4 +1,9 @@
-"""Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR"""
+"""Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR
+
+python -m fcn_jax.predict --checkpoint=runs/mine --input=PHOTOS --output=masks --write=mask,overlay,areas
+python -m fcn_jax.predict --checkpoint=caffe-fcn8s --input=a.jpg --output=cut --write=cutout --classes=person,car
+python -m fcn_jax.predict --checkpoint=runs/mine --input=aerial.tif --output=masks --tiles --max_side=0
+"""
 
 import collections
 import dataclasses

@@ -95,7 +95,7 @@ def test_a_part_imports_only_what_is_below(part):
 def test_every_part_is_held():
     """But for the commands, and train.py, which is above all."""
     parts = {room(f"fcn_jax.{'.'.join(path.relative_to(PACKAGE).with_suffix('').parts)}") for path in files("")}
-    commands = {"main", "predict", "train", "run.__init__", "__init__"}
+    commands = {"main", "predict", "train", "command", "run.__init__", "__init__"}
     assert parts - commands == {part.replace("/", ".") for part in ALLOWED}
 
 
