@@ -47,7 +47,7 @@ ALLOWED = {
     },
     "run/resume": {"checkpoint", "config", "models", "run.config_file", "run.context", "run.distributed"},
     "run/rules": {"config", "data", "json_file"},
-    "run/diagnosis": {"config", "run.context"},
+    "run/diagnosis": {"config", "data", "run.context", "visualize"},
     "run/parameters": {"checkpoint", "config", "models", "run.context", "run.resume", "weights"},
     "run/stage": {
         *("checkpoint", "config", "data", "losses", "models", "optim", "run.context", "sharding", "steps"),

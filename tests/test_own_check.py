@@ -231,9 +231,7 @@ def test_shifts_are_told_from_chance():
         looks = []
         for number in range(30):
             image, mask = own.example(number)
-            grey = np.asarray(Image.fromarray(image).convert("L").resize((look.SIDE, look.SIDE)))
-            contours, anywhere = look._agreement(grey, make(mask))
-            looks.append(look.Look(None, contours=contours, anywhere=anywhere))
+            looks.append(look.contours_of(image, make(mask)))
         return look.shift(looks)
 
     assert seen(lambda mask: mask) == (look.TURNS[0], (0, 0))

@@ -6,9 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from fcn_jax import visualize
 from fcn_jax.config import Stage
+from fcn_jax.data import images
+from fcn_jax.data.datasets import Split
+from fcn_jax.data.own import look as look_lib
 from fcn_jax.run.context import Run
 
+_SAMPLE = 60  # images whose contours are compared
 _SHARE = 0.98  # of the pixels that a constant prediction gives to one class
 _ENOUGH = 100  # updates, before which little is expected
 _LIKE_CHANCE = 0.95  # of the entropy of the classes, above which a loss has learned nothing
@@ -30,7 +35,21 @@ def look(run: Run, stage: Stage, step: int, found: Mapping[str, Any]) -> list[st
     if loss.normalization != "sum" and comparable:
         lines += of_loss(losses, run.train_split.pixel_counts)
         lines += of_splits(losses, head["loss"])
+    if run.train_split.name == "folder" and step == stage.end:
+        lines += of_contours(run.train_split)
     return lines
+
+
+def of_contours(split: Split) -> list[str]:
+    """What the contours of a sample of images and labels say: whether these belong to those."""
+    found = []
+    for index in range(0, len(split.ids), -(-len(split.ids) // _SAMPLE)):
+        record = split.source[index]
+        key = "image" if "image" in record else "bands"
+        image = visualize.visible(images.decode_input(record[key], record["id"], key))
+        found.append(look_lib.contours_of(image, images.decode_label(record["label"], record["id"])))
+    what = look_lib.misfit(found)
+    return [f"{what}: python -m fcn_jax.data check tells more"] if what else []
 
 
 def of_confusion(confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], step: int) -> list[str]:

@@ -214,18 +214,12 @@ def _of_classes(looks: Sequence[Look], form: Form) -> list[Finding]:
 
 def _of_contours(looks: Sequence[Look]) -> list[Finding]:
     good = [found for found in looks if not found.error]
-    turn, (down, right) = look.shift(good)
-    if turn == look.TURNS[0] and not (down or right):
+    what = look.misfit([found.contours for found in good])
+    if not what:
         return []
     first = str(good[0].pair.label)
-    if not turn:
-        what = "contours of images and masks agree no more than chance has it"
+    if what == look.CHANCE:
         return [Finding(WARNING, what, len(good), first, "look at some (--report): were they put in another order?")]
-    ways = ((down, "down" if down > 0 else "up"), (right, "right" if right > 0 else "left"))
-    where = ", ".join(f"{100 * abs(part):.0f} % {way}" for part, way in ways if part)
-    parts = (turn if turn != look.TURNS[0] else "", f"moved {where}" if where else "")
-    lies = " and ".join(part for part in parts if part)
-    what = f"masks fit their images better when they are {lies}, by contours"
     remedy = "look at some (--report): were images or masks turned, mirrored, cut or put in another order?"
     return [Finding(ERROR, what, len(good), first, remedy)]
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ REACH = SIDE // 8  # of the shifts that are looked for
 _HASH = 16  # rows and columns of the hash of a picture
 _CLEAR = 3.5  # standard deviations of chance
 _ENOUGH = 20  # images, before contours that do not agree mean anything
+CHANCE = "contours of images and masks agree no more than chance has it"
 TURNS = ("as they are", "mirrored left to right", "mirrored top to bottom", "turned by 180 degrees")
 
 
@@ -36,9 +38,7 @@ class Look:
       format: of the mask file.
       digest: of the image's pixels.
       picture: uint64 [4], a hash that like pictures nearly share.
-      contours: float16 [4, 2 REACH + 1, 2 REACH + 1], how well contours of image and mask agree at each shift, for
-        TURNS; None where there are none.
-      anywhere: float16 [N], the same at shifts of all sizes, which shows what chance does.
+      contours: how well those of image and mask agree; None where there are none.
     """
 
     pair: Pair
@@ -51,8 +51,7 @@ class Look:
     format: str = ""
     digest: str = ""
     picture: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(4, np.uint64))
-    contours: np.ndarray | None = None
-    anywhere: np.ndarray | None = None
+    contours: "Contours | None" = None
 
 
 def at(pair: Pair, form: Form | None, annotated: str) -> Look:
@@ -89,8 +88,7 @@ def at(pair: Pair, form: Form | None, annotated: str) -> Look:
     if label.shape != image.shape[:2]:
         return dataclasses.replace(found, error=_sizes(pair, image.shape, label.shape, found.orientation), which="size")
     counts = np.bincount(label.ravel(), minlength=256)
-    contours, anywhere = _agreement(grey, label)
-    return dataclasses.replace(found, counts=counts, contours=contours, anywhere=anywhere)
+    return dataclasses.replace(found, counts=counts, contours=contours_of(image, label))
 
 
 def _sizes(pair: Pair, image: Sequence[int], label: Sequence[int], orientation: int) -> str:
@@ -105,15 +103,31 @@ def _hash(grey: np.ndarray) -> np.ndarray:
     return np.packbits(bits).view(np.uint64)
 
 
-def _agreement(grey: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """The correlation of the image's contours with those of the mask, and of its mirror images, at every shift."""
+class Contours(NamedTuple):
+    """How well the contours of an image and of its mask agree.
+
+    Attributes:
+      near: float16 [4, 2 REACH + 1, 2 REACH + 1], at each shift, for TURNS.
+      anywhere: float16 [N], at shifts of all sizes, which shows what chance does.
+    """
+
+    near: np.ndarray
+    anywhere: np.ndarray
+
+
+def contours_of(image: np.ndarray, label: np.ndarray) -> Contours | None:
+    """The correlation of the contours of an image uint8 [H, W, 3] with those of its mask, and of its mirror images.
+
+    None where there are none.
+    """
+    grey = np.asarray(Image.fromarray(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
     small = np.asarray(Image.fromarray(label).resize((SIDE, SIDE), Image.Resampling.NEAREST))
     edges = np.zeros(small.shape, np.float32)
     edges[:, 1:] += small[:, 1:] != small[:, :-1]
     edges[1:] += small[1:] != small[:-1]
     edges = np.minimum(edges, 1)
     if not 0 < edges.sum() < edges.size / 2:
-        return None, None
+        return None
     values = grey.astype(np.float32)
     slope = np.zeros_like(values)
     slope[:, 1:] += np.abs(np.diff(values, axis=1))
@@ -121,27 +135,27 @@ def _agreement(grey: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndar
     slope -= slope.mean()
     deviation = slope.std()
     if not deviation > 0:
-        return None, None
+        return None
     transformed = np.fft.rfft2(slope / deviation)
     turns = np.stack([edges, edges[:, ::-1], edges[::-1], edges[::-1, ::-1]])
     spectra = np.fft.rfft2(turns / np.sqrt(edges.sum()))
     found = np.fft.irfft2(transformed * spectra.conj(), s=grey.shape)
     near = np.arange(-REACH, REACH + 1)
-    return found[:, near[:, None], near].astype(np.float16), found[0, ::8, ::8].ravel().astype(np.float16)
+    return Contours(found[:, near[:, None], near].astype(np.float16), found[0, ::8, ::8].ravel().astype(np.float16))
 
 
-def shift(looks: Sequence[Look]) -> tuple[str, tuple[float, float]]:
+def shift(contours: Sequence[Contours | None]) -> tuple[str, tuple[float, float]]:
     """How masks lie against their images, by the contours of all: how turned, and shifted by which part of the size.
 
     Returns:
       (one of TURNS, (down, right) as parts of height and width); the first and (0, 0) too where nothing is clear; ''
       for contours that agree at no shift.
     """
-    found = [(one.contours, one.anywhere) for one in looks if one.contours is not None and one.anywhere is not None]
+    found = [one for one in contours if one is not None]
     if len(found) < 3:
         return TURNS[0], (0.0, 0.0)
-    windows = np.stack([contours for contours, _ in found]).mean(0, dtype=np.float64)
-    chance = float(np.stack([anywhere for _, anywhere in found]).mean(0, dtype=np.float64).std())
+    windows = np.stack([one.near for one in found]).mean(0, dtype=np.float64)
+    chance = float(np.stack([one.anywhere for one in found]).mean(0, dtype=np.float64).std())
     here = float(windows[0, REACH - 1 : REACH + 2, REACH - 1 : REACH + 2].max())
     turn, down, right = (int(n) for n in np.unravel_index(windows.argmax(), windows.shape))
     best = float(windows[turn, down, right])
@@ -152,6 +166,18 @@ def shift(looks: Sequence[Look]) -> tuple[str, tuple[float, float]]:
         return TURNS[turn], offset
     agree = best > _CLEAR * chance or len(found) < _ENOUGH
     return (TURNS[0] if agree else ""), (0.0, 0.0)
+
+
+def misfit(contours: Sequence[Contours | None]) -> str:
+    """What `shift` finds, in words; '' where nothing is wrong."""
+    turn, (down, right) = shift(contours)
+    if not turn:
+        return CHANCE
+    ways = ((down, "down" if down > 0 else "up"), (right, "right" if right > 0 else "left"))
+    where = ", ".join(f"{100 * abs(part):.0f} % {way}" for part, way in ways if part)
+    parts = (turn if turn != TURNS[0] else "", f"moved {where}" if where else "")
+    lies = " and ".join(part for part in parts if part)
+    return f"masks fit their images better when they are {lies}, by contours" if lies else ""
 
 
 def stem(path: pathlib.Path) -> tuple[str, int]:
