@@ -198,6 +198,61 @@ def test_nearest_takes_smoothed_masks(tmp_path):
         assert (found[name] == mask).mean() > 0.95
 
 
+def test_two_values_that_are_jpeg(tmp_path):
+    """As Kvasir's: of 0 and 255 the nearest."""
+    own.images(tmp_path)
+    for name, (_, mask) in own.examples().items():
+        large = Image.fromarray(np.uint8(255) * (mask > 0)).resize((416, 320), Image.Resampling.NEAREST)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        large.save(tmp_path / "masks" / f"{name}.jpg", quality=80)
+        Image.fromarray(own.examples()[name][0]).resize((416, 320)).save(tmp_path / "images" / f"{name}.png")
+    found, dataset = read(tmp_path)
+    assert dataset.labels[0].class_names == ("background", "foreground")
+    for name, (_, mask) in own.examples().items():
+        expected = Image.fromarray(np.uint8(1) * (mask > 0)).resize((416, 320), Image.Resampling.NEAREST)
+        assert (found[name] == np.asarray(expected)).mean() > 0.999
+
+
+def test_masks_of_numpy(tmp_path):
+    """As labelme's converter writes them, with -1 for void, beside pictures of the same."""
+    own.images(tmp_path, "JPEGImages", ".jpg")
+    for name, (_, mask) in own.examples(void=True).items():
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        np.save(tmp_path / "SegmentationClass" / f"{name}.npy", np.where(mask == 255, -1, mask.astype(np.int32)))
+        own.save(tmp_path / "SegmentationClassVisualization" / f"{name}.jpg", own.coloured(mask))
+    own.text(tmp_path / "labels.txt", "__ignore__\n_background_\ncell\nnucleus\n")
+    found, dataset = read(tmp_path)
+    assert dataset.labels[0].class_names == own.CLASSES
+    assert_same(found)
+
+
+def test_the_table_of_roboflow(tmp_path):
+    for split in ("train", "valid"):
+        own.images(tmp_path, split, ".jpg")
+        own.masks(tmp_path, split, names="{}_mask.png", void=False)
+        own.text(tmp_path / split / "_classes.csv", "Pixel Value, Class\n0, background\n1, cell\n2, nucleus\n")
+    found, dataset = read(tmp_path)
+    assert dataset.labels[0].class_names == own.CLASSES
+    assert len(found) == 12
+    np.testing.assert_array_equal(found["train/c3"], own.examples()["c3"][1])
+
+
+def test_masks_that_number_things_are_refused(tmp_path):
+    """As Penn-Fudan's. What is asked for can be pasted."""
+    for index, name in enumerate("abcdefgh"):
+        mask = np.zeros((30, 60), np.uint8)
+        for thing in range(1 + index % 5):
+            mask[5:15, 10 * thing : 10 * thing + 6] = thing + 1
+        own.save(tmp_path / "PNGImages" / f"{name}.png", np.full((30, 60, 3), 80, np.uint8))
+        own.save(tmp_path / "PedMasks" / f"{name}_mask.png", mask)
+    with pytest.raises(ValueError, match=r"masks seem to number things instead of classes, 0 to 5") as error:
+        read(tmp_path)
+    own.text(tmp_path / "dataset.toml", str(error.value).partition("with ")[2].partition(", or, if")[0])
+    found, dataset = read(tmp_path)
+    assert dataset.labels[0].class_names == ("background", "thing")
+    assert [int(mask.sum()) for _, mask in sorted(found.items())] == [60 * (1 + index % 5) for index in range(8)]
+
+
 REFUSED = {
     "colours without a table": (
         own.coloured,

@@ -23,6 +23,12 @@ LAYOUTS = {
     "side by side": [("{}.jpg", "{}.png")],
     "upper case": [("Images/{}.JPG", "Masks/{}.PNG")],
     "DRIVE's": [("training/images/{}_training.tif", "training/1st_manual/{}_manual1.gif")],
+    "numbered": [("image_{}.png", "mask_{}.png")],
+    "numbered in folders": [("imgs/image_{}.jpg", "gts/mask_{}.png")],
+    "Penn-Fudan's": [("PNGImages/{}.png", "PedMasks/{}_mask.png")],
+    "ISIC's": [("ISIC_Training_Data/ISIC_{}.jpg", "ISIC_Training_GroundTruth/ISIC_{}_Segmentation.png")],
+    "Roboflow's": [("train/{}_jpg.rf.1.jpg", "train/{}_jpg.rf.1_mask.png"), ("valid/{}.jpg", "valid/{}_mask.png")],
+    "composed and decomposed": [("images/\u00fc{}.jpg", "masks/u\u0308{}.png")],
     "of satellites": [("{}_sat.jpg", "{}_mask.png")],
     "groups": [("images/day/{}.jpg", "masks/day/{}.png"), ("images/night/x{}.jpg", "masks/night/x{}.png")],
     "deep": [("data/raw/set1/img/{}.jpg", "data/raw/set1/gt/{}.png")],
@@ -57,7 +63,7 @@ def test_layouts(tmp_path, layout):
     assert len({pair.id for pair in found.pairs}) == len(expected)
     splits = collections.Counter(pair.split for pair in found.pairs)
     assert splits.keys() == {"train", "val"}
-    if layout.startswith("split") and len(LAYOUTS[layout]) == 2:
+    if layout.startswith(("split", "Robo")) and len(LAYOUTS[layout]) == 2:
         names_of_val = {pair.image.relative_to(tmp_path) for pair in found.of("val")}
         assert names_of_val == {p for p in (path.relative_to(tmp_path) for path in expected) if "val" in str(p)}
 

@@ -222,6 +222,8 @@ def decode_mask(data: bytes, name: str) -> Mask:
     CorruptError with `name` if it cannot be decoded, another ValueError if EXIF turns it or it has values that are
     no whole numbers.
     """
+    if data.startswith(_NPY):
+        return _npy_mask(data, name)
     try:
         image, number = _open(data)
         with image:
@@ -244,6 +246,21 @@ def decode_mask(data: bytes, name: str) -> Mask:
         raise ValueError(f"mask {name!r} has values that are no whole numbers: save ids as PNG")
     values = values.astype(np.uint8) if values.dtype == bool else values
     return Mask(values, kind, tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=True)))
+
+
+def _npy_mask(data: bytes, name: str) -> Mask:
+    """Of NumPy's .npy; -1 is void, as labelme's converter has it."""
+    try:
+        values: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # as above
+        raise _undecodable("mask", name, data, error) from None
+    values = values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+    if values.ndim != 2 or values.dtype.kind not in "biu" or values.size == 0:
+        raise ValueError(f"mask {name!r} is {values.dtype} {list(values.shape)}: save whole numbers [height, width]")
+    if values.min() < -1 or values.max() > 65535:
+        raise ValueError(f"mask {name!r} has values from {values.min()} to {values.max()}: save 0 to 65535")
+    whole = values.astype(np.int32)
+    return Mask(np.where(whole == -1, VOID, whole) if (whole < 0).any() else whole, "NPY")
 
 
 def orientation(data: bytes) -> int:

@@ -158,12 +158,13 @@ def _reasons(looks: Sequence[Look]) -> list[str]:
 
 
 def _of_masks(looks: Sequence[Look], form: Form | None, description: Description) -> list[Finding]:
-    nearest = " and set nearest = true in dataset.toml" if not description.nearest else ""
+    handled = description.nearest or getattr(form, "nearest", False)
+    nearest = " and set nearest = true in dataset.toml" if not handled else ""
     remedy = f"save masks as PNG and resize them by the nearest; or list the classes{nearest}"
     most = max(_SMOOTH, 2 * len(form.class_names) if form is not None else 0)
     jpeg = [found.pair.label for found in looks if found.format in _LOSSY]
     smooth = [found.pair.label for found in looks if found.values > most and found.format not in _LOSSY]
-    level = WARNING if description.nearest else ERROR
+    level = WARNING if handled else ERROR
     return [
         *_some(level, "masks that are JPEG, whose values are not exact", jpeg, remedy),
         *_some(level, "masks with many more values than classes, as smoothing leaves them", smooth, remedy),

@@ -92,8 +92,8 @@ def read(root: pathlib.Path) -> Description:
       ValueError: it cannot be read, or says what cannot be; names file and remedy.
     """
     for name, reader in _READERS.items():
-        path = root / name
-        if path.is_file():
+        path = next((path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()), None)
+        if path is not None:
             try:
                 found = reader(path)
             except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -194,14 +194,23 @@ def _class_list(path: pathlib.Path) -> Description:
     classes, void = [], []
     for _, line in lists.read_lines(path):
         each = _class_of(line, path)
-        if each.name.lower() in NAMED_VOID and each.colour:
-            void.append(each.colour)
+        if each.name == "__ignore__" or (each.name.lower() in NAMED_VOID and each.colour):
+            void += [each.colour] if each.colour else []
         else:
-            classes.append(each)
+            classes.append(dataclasses.replace(each, name="background") if each.name == "_background_" else each)
     values = [each.values for each in classes]
     if sorted(values) == [(index,) for index in range(len(values))]:  # numbered as they would be anyway
         classes = [dataclasses.replace(each, values=()) for each in sorted(classes, key=lambda each: each.values)]
     return Description(tuple(classes), void_colours=tuple(void))
+
+
+def _table(path: pathlib.Path) -> Description:
+    """Roboflow's _classes.csv: 'Pixel Value, Class' and a line a class."""
+    lines = [line.split(",", 1) for _, line in lists.read_lines(path)]
+    classes = [
+        Class(name[0].strip(), values=(int(value),)) for value, *name in lines if name and value.strip().isdecimal()
+    ]
+    return Description(tuple(classes))
 
 
 def _class_of(line: str, path: pathlib.Path) -> Class:
@@ -236,5 +245,6 @@ _READERS: dict[str, Callable[[pathlib.Path], Description]] = {
     "classes.txt": _class_list,
     "label_colors.txt": _class_list,
     "labels.txt": _class_list,
+    "_classes.csv": _table,
     "data.yaml": _yaml,
 }

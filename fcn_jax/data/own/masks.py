@@ -12,6 +12,9 @@ from fcn_jax.data.dataset import Annotation, Palette, voc_palette
 from fcn_jax.data.images import VOID
 from fcn_jax.data.own.description import FILE, Class, Description
 
+_COUNTS = 3  # different numbers of things in masks, beside which these may be classes
+_CLEAR = 0.97  # of the pixels, near 0 or 255 in masks of two values that were smoothed
+_BETWEEN = 8  # values between the two, which no ids would have
 _MOST_IDS = 64  # more values than so, without a list of classes, are no ids
 
 
@@ -25,7 +28,9 @@ class Seen:
       first: {value or colour: a mask that has it}.
       palette: the colours of the values, where the masks have palettes that agree.
       formats: the formats of the files.
-      smooth: masks that have many values beside the two that most pixels have.
+      extremes: the share of pixels within 32 of 0 or of 255.
+      instances: whether the values of each mask are 0, 1, 2, ... without a gap, and more in some than in others, as
+        where things are numbered.
     """
 
     kind: str
@@ -33,6 +38,8 @@ class Seen:
     first: Mapping[int, pathlib.Path]
     palette: Palette = ()
     formats: tuple[str, ...] = ()
+    extremes: float = 0.0
+    instances: bool = False
 
     @property
     def values(self) -> list[int]:
@@ -68,10 +75,15 @@ def summed(masks: Sequence[images.Mask], paths: Sequence[pathlib.Path]) -> Seen:
             key = value * 0x10101 if colours and not mask.colours else value
             counts[key] = counts.get(key, 0) + 1
             first.setdefault(key, path)
+    near = [((mask.values <= 32) | ((mask.values >= 223) & (mask.values <= 255))).mean() for mask in masks]
+    tops = {int(mask.values.max()) for mask in masks if len(np.unique(mask.values)) == int(mask.values.max()) + 1}
+    gapless = all(len(np.unique(mask.values)) == int(mask.values.max()) + 1 for mask in masks)
     palettes = {mask.palette for mask in masks}
     palette = palettes.pop() if len(palettes) == 1 else ()
     formats = tuple(sorted({mask.format for mask in masks}))
-    return Seen("colours" if colours else "values", counts, first, palette, formats)
+    kind = "colours" if colours else "values"
+    instances = not colours and gapless and len(tops) >= _COUNTS and max(tops) > _COUNTS
+    return Seen(kind, counts, first, palette, formats, float(np.mean(near)) if near else 0.0, instances)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +148,7 @@ def table(seen: Seen, description: Description, *, voc: tuple[str, ...] = ()) ->
       ValueError: they may mean several things; says what to write where.
     """
     made = _in_colour(seen, description) if seen.kind == "colours" else _of_values(seen, description, voc)
-    return dataclasses.replace(made, nearest=description.nearest)
+    return dataclasses.replace(made, nearest=description.nearest or made.nearest)
 
 
 def _in_colour(seen: Seen, description: Description) -> Table:
@@ -184,7 +196,19 @@ def _of_values(seen: Seen, description: Description, voc: tuple[str, ...]) -> Ta
     if two:
         names, palette = _two_classes(classes, description)
         return Table(names, palette, dict(zip(two, (0, 1), strict=True)), said=f"two classes: {two[0]} and {two[1]}")
+    between = [value for value in values if 32 < value < 223]
+    if len(between) >= _BETWEEN and len(classes) <= 2 and seen.extremes >= _CLEAR and values[-1] <= VOID:
+        names, palette = _two_classes(classes, description)
+        said = "two classes: 0 and 255, of which the nearest is taken, since masks were smoothed or are JPEG"
+        return Table(names, palette, {0: 0, VOID: 1}, nearest=True, said=said)
     used = [value for value in values if value not in void]
+    if seen.instances and not classes:
+        numbers = ", ".join(map(str, range(1, used[-1] + 1)))
+        raise ValueError(
+            f"masks seem to number things instead of classes, 0 to {used[-1]} (first {seen.first[used[-1]]}): write"
+            f" {FILE} with classes = [{{name = 'background', value = 0}}, {{name = 'thing', values = [{numbers}]}}],"
+            " or, if they are classes, list these in classes.txt"
+        )
     if classes:
         return _of_listed(used, void, description, seen)
     if len(used) > _MOST_IDS or (used and used[-1] > VOID):

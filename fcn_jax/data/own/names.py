@@ -39,6 +39,7 @@ SHARE = 0.2  # of the images that become val where nothing says which do
 _WORDS = {word: role for role, words in reversed(ROLES.items()) for word in words}
 _TAILS = {**_WORDS, "l": "label", "p": "label"}  # CamVid's 0001TP_006690_L.png
 _SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_ENDS = ("images", "masks", "labels", "annotations", "segmentations", "groundtruth")
 _MOST_FILES = 1_000_000
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
@@ -110,13 +111,20 @@ def _of_folder(name: str) -> tuple[str, str, bool]:
             words += [prefix, whole[len(prefix) :]]
             return split, _role(words), True
     split = next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), "")
-    role = _role(word for word in words if word in _WORDS)
+    role = _role(word for word in words if word not in _TAILS or word in _WORDS)
     return split, role, bool(split or role)
 
 
 def _role(words: Iterable[str]) -> str:
-    found = {_TAILS[word] for word in words if word in _TAILS}
+    found = {role for role in map(_role_of, words) if role}
     return next((role for role in ROLES if role in found), "")
+
+
+def _role_of(word: str) -> str:
+    """Of a word, or of one that ends with it: 'pngimages'."""
+    if word in _TAILS:
+        return _TAILS[word]
+    return next((_WORDS[end] for end in _ENDS if word.endswith(end)), "")
 
 
 def _read_name(path: pathlib.Path, relative: pathlib.Path) -> File:
@@ -129,22 +137,27 @@ def _read_name(path: pathlib.Path, relative: pathlib.Path) -> File:
         if not says:
             group.append(part)
     words = words_of(path.stem)
-    key = _key(path.stem)
-    # A name alone says less than a folder: 'l' at its end does, and 'train' at its beginning does not.
+    # A name alone says less than a folder: a role is told by its first word or the last ones, and what says label in a
+    # folder of images can hold ids.
     tail = [word for word in words[1:] if word in _TAILS]
-    if (not role and tail) or (role == "image" and {*tail} & _PLAIN and path.suffix.lower() in _LOSSLESS):
+    lossless = path.suffix.lower() in _LOSSLESS
+    if role == "image" and {*tail} & _PLAIN and lossless:
+        role = "label"
+    elif not role and tail:
         role = _role(tail)
+    elif not role and len(words) > 1 and (words[0] in _WORDS and (words[0] not in _PLAIN or lossless)):
+        role = _WORDS[words[0]]
     if path.suffix.lower() in ANNOTATIONS:
         role = "label"
     elif role == "label" and tail and _role(tail) == "left out":  # gtFine has colours and instances beside the ids
         role = "left out"
-    return File(path, split, role, tuple(group), path.stem, key, within)
+    return File(path, split, role, tuple(group), path.stem, _key(path.stem), within)
 
 
 def _key(stem: str) -> str:
-    """The words of a stem that say neither split nor role, but for the first one."""
-    first, *rest = words_of(stem) or [stem]
-    return "_".join([first, *(word for word in rest if word not in _TAILS and word not in _SPLIT_OF)])
+    """The words of a stem that say neither split nor role; all of them if none is left."""
+    words = words_of(stem) or [stem]
+    return "_".join([word for word in words if word not in _TAILS and word not in _SPLIT_OF] or words)
 
 
 def split_of(stem: str) -> str:

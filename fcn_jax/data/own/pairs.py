@@ -273,6 +273,8 @@ def _one(image: File, parts: Sequence[File]) -> File:
         found = [part for part in parts if wanted in names.words_of(part.stem) or part.stem.lower().endswith(wanted)]
         if len(found) == 1:
             return found[0]
+    if any(part.path.suffix.lower() != ".npy" for part in parts):  # labelme's converter writes both
+        parts = [part for part in parts if part.path.suffix.lower() != ".npy"]
     aug = [part for part in parts if part.within.lower().endswith("aug")]
     masks = aug if len(aug) == 1 else [part for part in parts if part.path.suffix.lower() != ".json"]
     if len(masks) == 1:
