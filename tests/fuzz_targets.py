@@ -18,16 +18,19 @@ from typing import Any, NamedTuple
 import layouts
 import mutations
 import numpy as np
+import own
 import test_weights
 import test_weights_caffe
 import test_weights_numpy
 import test_weights_safetensors
 import test_weights_torch
+import tifffile
 from PIL import Image
 
 from fcn_jax import config, weights
-from fcn_jax.data import images
+from fcn_jax.data import datasets, images
 from fcn_jax.data.builders import camvid, voc_segmentation
+from fcn_jax.data.own import description, masks
 from fcn_jax.models import fcn, spec
 from fcn_jax.run import config_file, curves
 from fcn_jax.weights import convert
@@ -158,6 +161,78 @@ def _read_list(path: pathlib.Path, folder: pathlib.Path) -> None:
             assert example.image.is_file()
             assert example.label.is_file()
             example.id.encode()
+
+
+# One's own folder.
+
+
+def _own_masks(folder: pathlib.Path) -> Files:
+    _, mask = own.example(0, void=True)
+    grey, colour = Image.fromarray(mask), Image.fromarray(own.coloured(mask))
+    files = {"grey.png": _saved(grey, "png"), "colour.png": _saved(colour, "png"), "a.gif": _saved(grey, "gif")}
+    files |= {"deep.png": _saved(Image.fromarray(mask.astype(np.uint16)), "png"), "a.jpg": _saved(colour, "jpeg")}
+    files |= {"palette.png": _saved(colour.quantize(8), "png"), "one.png": _saved(grey.convert("1"), "png")}
+    return files | {"a.npy": _written(np.save, mask.astype(np.int32))}
+
+
+def _read_own_mask(path: pathlib.Path, folder: pathlib.Path) -> None:
+    assert masks.read_values(path).values.ndim == 2
+
+
+def _bands(folder: pathlib.Path) -> Files:
+    image = np.concatenate([own.example(0)[0]] * 2, -1).astype(np.uint16)
+    files = {"a.npy": _written(np.save, image), "floats.npy": _written(np.save, image.astype(np.float32))}
+    options = {"planarconfig": "contig", "photometric": "minisblack"}
+    for name, more in {"plain": {}, "packed": {"compression": "zlib"}, "tiled": {"tile": (16, 16)}}.items():
+        files[f"{name}.tif"] = _written(tifffile.imwrite, image, **options, **more)
+    return files | {"grey.png": _saved(Image.fromarray(image[..., 0]), "png")}
+
+
+def _read_bands(path: pathlib.Path, folder: pathlib.Path) -> None:
+    found = images.decode_bands(path.read_bytes(), str(path))
+    assert found.dtype == np.float32
+    assert found.ndim == 3
+    images.bands_of(path.read_bytes())
+
+
+def _own_shapes(folder: pathlib.Path) -> Files:
+    makers = {"labelme": own.labelme, "cityscapes": own.cityscapes, "things": own.coco, "panoptic": own.panoptic}
+    makers["packed"] = functools.partial(own.coco, packed=True)
+    for name, make in makers.items():
+        make(folder / name)
+    paths = ("labelme/a1.json", "cityscapes/gtFine/train/town/town_a1_gtFine_polygons.json")
+    paths += ("things/annotations/instances.json", "packed/annotations/instances.json")
+    return {path: (folder / path).read_bytes() for path in (*paths, "panoptic/annotations/panoptic.json")}
+
+
+def _read_own_folder(path: pathlib.Path, folder: pathlib.Path) -> None:
+    root = folder / path.relative_to(folder).parts[0]
+    dataset = datasets.find("folder", str(root))
+    for split in dataset.splits:
+        for example in dataset.examples(split, root):
+            label = dataset.labels[0].load(example.label)
+            assert label.dtype == np.uint8
+            assert label.ndim == 2
+
+
+def _descriptions(folder: pathlib.Path) -> Files:
+    toml = 'images = "a"\nvoid = [3]\nnearest = true\n'
+    toml += 'classes = [{name = "a", value = 0}, {name = "b", colour = "#010203"}]\n'
+    texts = {
+        "toml/dataset.toml": f'{toml}mirrored = [["a", "b"]]\n[splits]\ntrain = "t.txt"\n',
+        "map/labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncell:1,2,3::\nvoid:255,255,255::\n",
+        "list/classes.txt": "road 128 64 128\ncar #010203\n2: tree\n1 2 3 sign\n",
+        "yaml/data.yaml": "path: .\nmasks_dir: masks\nnames: {0: a, 1: b}\n",
+        "csv/_classes.csv": "Pixel Value, Class\n0, a\n1, b\n",
+    }
+    for path, content in texts.items():
+        own.text(folder / path, content)
+    return {path: content.encode() for path, content in texts.items()}
+
+
+def _read_description(path: pathlib.Path, folder: pathlib.Path) -> None:
+    found = description.read(path.parent)
+    assert len(found.palette) == len(found.classes)
 
 
 # JSON.
@@ -298,6 +373,10 @@ TARGETS = {
     "images": Target(_images, mutations.of_image, _read_image, _pixels),
     "labels": Target(_labels, mutations.of_image, _read_label, _pixels),
     "lists": Target(_lists, mutations.of_list, _read_list),
+    "own masks": Target(_own_masks, mutations.of_image, _read_own_mask, _pixels),
+    "own bands": Target(_bands, mutations.of_bytes, _read_bands, _pixels),
+    "own shapes": Target(_own_shapes, mutations.of_json, _read_own_folder),
+    "own descriptions": Target(_descriptions, mutations.of_list, _read_description),
     "model.json": Target(_models, mutations.of_json, lambda path, folder: spec.read(path)),
     "config.json": Target(_configs, mutations.of_json, _read_config),
     "curves.jsonl": Target(_curves, _of_curves, _read_curves),

@@ -157,6 +157,10 @@ def four_bands_of_a_satellite(path, image):
     tifffile.imwrite(path, np.moveaxis(array, -1, 0), planarconfig="separate", photometric="minisblack")
 
 
+def a_page_for_each_band(path, image):
+    tifffile.imwrite(path, np.moveaxis(np.concatenate([image] * 2, -1).astype(np.uint16) * 12, -1, 0))
+
+
 def grey_of_16_bits(path, image):
     Image.fromarray(image.mean(-1).astype(np.uint16) * 200).save(path)
 
@@ -167,6 +171,7 @@ def floats(path, image):
 
 BANDS = {
     "five": (five_bands, ".npy", 5, 2375),
+    "pages": (a_page_for_each_band, ".tif", 6, 2375),
     "of a satellite": (four_bands_of_a_satellite, ".tif", 4, 2400),
     "grey of 16 bits": (grey_of_16_bits, ".png", 3, 27_000),
     "floats": (floats, ".npy", 3, 0.8),

@@ -315,14 +315,23 @@ def _npy(data: bytes) -> np.ndarray:
 
 
 def _tiff(data: bytes) -> np.ndarray:
-    """Of many bands, or of 16 bits, which Pillow refuses or cuts; its first picture."""
+    """Of many bands, or of 16 bits, which Pillow refuses or cuts: its first page, or a page for each band."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = file.series[0]
-        if math.prod(series.shape) > MAX_PIXELS or series.dtype is None or series.dtype.kind not in "uif":
-            raise ValueError(f"it holds {math.prod(series.shape)} values of {series.dtype}")
-        values: np.ndarray = series.asarray()
+        first: Any = file.pages.first
+        if math.prod(first.shape) > MAX_PIXELS or first.dtype is None or first.dtype.kind not in "uif":
+            raise ValueError(f"it holds {math.prod(first.shape)} values of {first.dtype}")
+        pages: list[Any] = [first]
+        while len(pages) <= MAX_BANDS and first.samplesperpixel == 1:  # a damaged file may have any number of pages
+            try:
+                pages.append(file.pages[len(pages)])
+            except IndexError:
+                break
+        like = len(pages) <= MAX_BANDS and all((p.shape, p.dtype) == (first.shape, first.dtype) for p in pages)
+        values: np.ndarray = (
+            np.stack([page.asarray() for page in pages]) if like and len(pages) > 1 else first.asarray()
+        )
     return values
 
 
@@ -400,4 +409,4 @@ def _undecodable(kind: str, name: str, data: bytes, error: Exception) -> Corrupt
         if re.match(pattern, data[:64], re.IGNORECASE | re.DOTALL):
             return CorruptError(f"{kind} {name!r} is {what.partition(':')[0]}", what.partition(": ")[2])
     reason = "not an image file" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-    return CorruptError(f"{kind} {name!r} cannot be decoded ({reason or type(error).__name__})")
+    return CorruptError(f"{kind} {name!r} cannot be decoded ({reason[:200] or type(error).__name__})")

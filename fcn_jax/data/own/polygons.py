@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
+_FAR = 1e9  # pixels; nor is anything infinite
+
 
 class Region(NamedTuple):
     """A connected part of a mask of one class.
@@ -29,9 +31,11 @@ class Region(NamedTuple):
 def fill(shape: tuple[int, int], points: Any) -> np.ndarray:
     """bool [H, W] of the pixels whose centre is inside of a closed polygon, by the even-odd rule.
 
-    `points` are [N, 2], x and y; with fewer than three nothing is inside.
+    `points` are [N, 2], x and y; with fewer than three nothing is inside. ValueError for what are no such numbers.
     """
     points = np.asarray(points, np.float64).reshape(-1, 2)
+    if not (np.abs(points) < _FAR).all():
+        raise ValueError(f"points are not all within {_FAR:g} pixels")
     height, width = shape
     x, y = points[:, 0] - 0.5, points[:, 1] - 0.5  # so that centres lie at whole numbers
     x2, y2 = np.roll(x, -1), np.roll(y, -1)

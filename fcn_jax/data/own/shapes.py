@@ -20,6 +20,8 @@ from fcn_jax.data.own import polygons
 from fcn_jax.data.own.description import NAMED_VOID, Colour, Description
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"
+# What reading JSON raises that has other values than it should.
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 _LINE, _POINT = 10, 5  # pixels, width of a line and radius of a point, as labelme's own converter has them
 
 
@@ -77,14 +79,15 @@ class Drawn:
                     for entry in value["objects"]
                     if not entry.get("deleted")
                 ]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except _MALFORMED as error:
             raise images.CorruptError(
                 f"{path} has a shape that cannot be drawn ({error!r:.100})", "correct it"
             ) from None
         mask = np.full(size, self.rest, np.uint8)
         for name, inside in drawn:
-            if name not in self.ids:
-                raise ValueError(f"{path} has the label {name!r}, which is of no class: add it to the list of classes")
+            if not isinstance(name, str) or name not in self.ids:
+                shown = f"{str(name)[:80]!r}, which is of no class"
+                raise ValueError(f"{path} has the label {shown}: add it to the list of classes")
             mask[inside] = self.ids[name]
         return mask
 
@@ -140,12 +143,13 @@ def drawn(paths: Iterable[pathlib.Path], description: Description) -> Drawn:
     kinds = set()
     for path in paths:
         value = load(path)
-        kinds.add(kind_of(value))
-        for entry in value.get("shapes") or value.get("objects") or ():
+        kind = kind_of(value)
+        if kind not in ("labelme", "cityscapes"):
+            raise ValueError(f"{path} holds neither shapes (labelme) nor objects (Cityscapes): move it away")
+        kinds.add(kind)
+        for entry in value["shapes" if kind == "labelme" else "objects"]:
             if isinstance(entry, dict) and isinstance(entry.get("label"), str):
                 labels[entry["label"]] = labels.get(entry["label"], 0) + 1
-    if "" in kinds:
-        raise ValueError("JSON files hold neither shapes (labelme) nor objects (Cityscapes): move them away")
     background = "labelme" in kinds
     special = {**dict.fromkeys(NAMED_VOID, VOID), BACKGROUND: 0 if background else VOID}
     if description.classes:
@@ -192,7 +196,7 @@ class Coco:
         entry, size = file.entries[name], file.sizes[name]
         try:
             return self._segments(entry[0], label) if self.panoptic else self._things(entry, size)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except _MALFORMED as error:
             raise images.CorruptError(
                 f"{label} has a segment that cannot be drawn ({error!r:.100})", "correct it"
             ) from None
@@ -249,15 +253,21 @@ def _read_coco(path: pathlib.Path, _: int) -> CocoFile:
     value = load(path)
     try:
         names = {image["id"]: str(image["file_name"]) for image in value["images"]}
+        if not all(isinstance(category["id"], int) for category in value["categories"]):
+            raise ValueError("ids of categories are not all whole numbers")
         sizes = {names[image["id"]]: (int(image["height"]), int(image["width"])) for image in value["images"]}
         entries: dict[str, list[dict[str, Any]]] = {name: [] for name in sizes}
         for entry in value["annotations"]:
             if "segments_info" in entry or entry.get("segmentation"):
                 entries[names[entry["image_id"]]].append(entry)
         categories = {c["id"]: (str(c["name"]), _colour(c)) for c in value["categories"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise images.CorruptError(f"{path} is no COCO file ({error!r:.100})", "export it again") from None
     panoptic = any("segments_info" in parts[0] for parts in entries.values() if parts)
+    for name, parts in entries.items():
+        files = [part.get("file_name") for part in parts] if panoptic else []
+        if any(("segments_info" in part) != panoptic for part in parts) or not all(isinstance(f, str) for f in files):
+            raise images.CorruptError(f"{path} has things and segments, or segments without a file ({name[:80]!r})")
     if panoptic:  # an image without segments has no pixels to read
         entries = {name: parts for name, parts in entries.items() if parts}
     return CocoFile(sizes, entries, categories, panoptic)
@@ -291,7 +301,9 @@ def coco(paths: Sequence[pathlib.Path], description: Description) -> Coco:
         by_name = {label: names.index(each.name) for each in description.classes for label in (each.name, *each.labels)}
         missing = sorted(name for name, _ in categories.values() if name not in by_name)
         if missing:
-            raise ValueError(f"{paths[0]} has the category {missing[0]!r}, which {description.source} has not: add it")
+            raise ValueError(
+                f"{paths[0]} has the category {missing[0][:80]!r}, which {description.source} has not: add it"
+            )
         palette = voc_palette(len(names)) if len(names) > len(description.classes) else description.palette
         return Coco(names, palette, {n: by_name[c[0]] for n, c in categories.items()}, panoptic, "COCO")
     ordered = sorted(categories)
