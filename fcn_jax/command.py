@@ -1,5 +1,6 @@
 """One command for all of them: fcn-jax train --config=fcn8s:demo. Each is also python -m fcn_jax.X."""
 
+import pathlib
 import runpy
 import sys
 from typing import NamedTuple
@@ -60,6 +61,25 @@ def completion(shell: str) -> str:
         raise ValueError(f"completion for {shell!r}: choose from bash, zsh")
     start = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return start + _COMPLETION.strip().replace("@COMMANDS@", " ".join((*COMMANDS, "completion"))) + "\n"
+
+
+def config_folder() -> pathlib.Path:
+    """Where the configs are that come along: in the package, or beside it in a clone."""
+    package = pathlib.Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def by_name(argument: str) -> str:
+    """--config=fcn8s:demo as --config=/.../configs/fcn8s.py:demo; what is a file, or another flag, stays as it is."""
+    flag, _, value = argument.partition("=")
+    name, colon, variant = value.partition(":")
+    if flag.lstrip("-") != "config" or "/" in name or name.endswith(".py") or pathlib.Path(name).exists():
+        return argument
+    path = config_folder() / f"{name}.py"
+    if not path.is_file():
+        names = ", ".join(sorted(path.stem for path in config_folder().glob("*.py")))
+        sys.exit(f"there is no config {name!r}: give a file, or one of {names}")
+    return f"{flag}={path}{colon}{variant}"
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from fcn_jax import cli
+from fcn_jax import cli, command
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file or a name, such as configs/fcn8s.py:demo or fcn8s:demo."
@@ -63,27 +63,8 @@ def main(argv: Sequence[str]) -> None:
         print(*([f"{name}:"] if name else []), metrics.table(scores), sep="\n")
 
 
-def config_folder() -> pathlib.Path:
-    """Where the configs are that come along: in the package, or beside it in a clone."""
-    package = pathlib.Path(__file__).parent
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def _by_name(argument: str) -> str:
-    """--config=fcn8s:demo as --config=/.../configs/fcn8s.py:demo; what is a file, or another flag, stays as it is."""
-    flag, _, value = argument.partition("=")
-    name, colon, variant = value.partition(":")
-    if flag.lstrip("-") != "config" or "/" in name or name.endswith(".py") or pathlib.Path(name).exists():
-        return argument
-    path = config_folder() / f"{name}.py"
-    if not path.is_file():
-        names = ", ".join(sorted(path.stem for path in config_folder().glob("*.py")))
-        sys.exit(f"there is no config {name!r}: give a file, or one of {names}")
-    return f"{flag}={path}{colon}{variant}"
-
-
 def _parse(argv: Sequence[str]) -> list[str]:
-    rest = cli.parse([*map(_by_name, argv)])
+    rest = cli.parse([*map(command.by_name, argv)])
     try:
         if _CONFIG.value is not None:
             _ = _CONFIG.value.name  # a config file that cannot be read fails only here

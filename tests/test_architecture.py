@@ -135,6 +135,13 @@ def test_the_exporter_to_onnx_has_every_layer():
     assert layers <= vars(onnx._Layers).keys()
 
 
+def test_wide_inputs_are_the_same_for_data_and_networks():
+    from fcn_jax.data import pipeline
+    from fcn_jax.models import spec
+
+    assert pipeline.WIDE == spec.WIDE_INPUTS
+
+
 def test_every_backbone_has_an_encoder():
     from fcn_jax.models import fcn, spec
 

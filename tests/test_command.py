@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fcn_jax import command, main
+from fcn_jax import command
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -57,12 +57,12 @@ def test_mistakes(arguments, message):
 
 def test_every_config_has_a_name():
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
-    assert main.config_folder() == FOLDER
+    assert command.config_folder() == FOLDER
     for name in names:
-        assert main._by_name(f"--config={name}") == f"--config={FOLDER}/{name}.py"
-    assert main._by_name("--config=fcn8s:demo") == f"--config={FOLDER}/fcn8s.py:demo"
+        assert command.by_name(f"--config={name}") == f"--config={FOLDER}/{name}.py"
+    assert command.by_name("--config=fcn8s:demo") == f"--config={FOLDER}/fcn8s.py:demo"
     for other in ("--config=configs/fcn8s.py", "--config=fcn8s.py", "--workdir=fcn8s", "--config.steps=fcn8s", "fcn8s"):
-        assert main._by_name(other) == other
+        assert command.by_name(other) == other
 
 
 def completed(*words):

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))]
 VARIANTS += [("fcn8s", "demo"), ("fcn_alexnet", "torchvision")]
+EVALUATED = ("fcn8s", "camvid_fcn8s", "nyudv2_fcn32s", "siftflow_fcn8s", "folder")
 RESUMED = [("fcn8s", None), ("fcn8s", "demo")]
 
 
@@ -86,9 +87,12 @@ def test_config_runs_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, m
         assert checkpoint.saved_steps(tmp_path)[-1] == last - 1
     train.train_and_evaluate(c, tmp_path)
     assert sorted(losses(tmp_path)) == list(range(1, last + 1))
-    results = evaluate.evaluate_checkpoint(c, tmp_path, split=c.data.eval_split, which="latest")
-    assert results["step"] == last
-    assert sum(map(sum, results["confusion_matrix"])) > 0
+    found = json.loads(next(tmp_path.glob("eval_*.json")).read_text())
+    assert found["step"] == last
+    assert sum(map(sum, found["confusion_matrix"])) > 0
+    if name in EVALUATED:  # what differs between the others has no part in it
+        results = evaluate.evaluate_checkpoint(c, tmp_path, split=c.data.eval_split, which="latest")
+        assert results["confusion_matrix"] == found["confusion_matrix"]
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)

@@ -201,6 +201,7 @@ def test_a_sound_folder_is_fine(tmp_path):
     lines = checked.lines()
     assert lines[-1] == f"{tmp_path} is fine"
     assert lines[0] == "12 images with annotations: 10 train, 2 val"
+    assert "taken for: 255 = void, 0 = background, 1 = cell, 2 = nucleus" in lines
     rows = {name: (value, images) for name, value, _, images in check.class_rows(checked)}
     assert rows == {"background": (0, 12), "cell": (1, 12), "nucleus": (2, 12)}
     assert sum(share for *_, share, _ in check.class_rows(checked)) == pytest.approx(1)

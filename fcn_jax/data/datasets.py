@@ -70,7 +70,6 @@ class Split:
       class_names, palette: one name and one (R, G, B) per class, those of several heads side by side.
       heads: (what records call its labels, its name, how many classes it has) of each head.
       inputs: {name: mean of each channel, none for VOC's} of what the images are made of.
-      scales: {name: what values are multiplied by first} where that is not 1.
       unscored: the classes, by their places, that are left out of means over classes.
       swaps: uint8 [256] for each head: what each id is in the mirror image.
       source: the N examples.
@@ -78,6 +77,7 @@ class Split:
       sizes: int32 [N, 2], height and width.
       pixel_counts: int64 [N, C], labelled pixels of each class.
       corrupt: the ids that the whole split lacks, wherever a slice would have had them.
+      scales: {name: what the values of an input are multiplied by first} where that is not 1.
     """
 
     name: str
@@ -86,7 +86,6 @@ class Split:
     palette: tuple[tuple[int, int, int], ...]
     heads: tuple[tuple[str, str, int], ...]
     inputs: Mapping[str, tuple[float, ...]]
-    scales: Mapping[str, float]
     unscored: tuple[int, ...]
     swaps: tuple[np.ndarray, ...]
     source: Source
@@ -94,6 +93,7 @@ class Split:
     sizes: np.ndarray
     pixel_counts: np.ndarray
     corrupt: list[str]
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def places(self) -> list[slice]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fcn_jax.data.images import VOID
 from fcn_jax.data.own import description as description_lib
-from fcn_jax.data.own import forms, look, pairs
+from fcn_jax.data.own import forms, look, masks, pairs
 from fcn_jax.data.own.description import Description
 from fcn_jax.data.own.forms import Form
 from fcn_jax.data.own.look import Look
@@ -19,6 +19,8 @@ from fcn_jax.data.own.pairs import UNLISTED, Pairing
 
 ERROR, WARNING = "error", "warning"
 _ALIKE = 12  # bits of 256 in which the hashes of like pictures may differ
+_CONTOURS = 2000  # pairs whose contours are compared, at most
+_MOST_MEANINGS = 40
 _FRAMES = 5  # of a video, at least
 _FEW = 0.001  # of the labelled pixels, below which a class is rare
 _LOSSY = ("JPEG", "MPO", "WEBP")
@@ -100,7 +102,10 @@ def check(
     drawn = isinstance(form, forms.shapes.Drawn)
     annotated = description.annotated or ("upright" if drawn else "stored")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked = pool.map(lambda pair: look.at(pair, form, annotated), pairing.pairs)
+        step = -(-len(pairing.pairs) // _CONTOURS) or 1
+        looked = pool.map(
+            lambda item: look.at(item[1], form, annotated, contours=item[0] % step == 0), enumerate(pairing.pairs)
+        )
         looks = tuple(progress(looked, len(pairing.pairs)))
     findings += _of_names(pairing) + _of_files(looks) + _of_masks(looks, form, description)
     if form is not None:
@@ -303,11 +308,24 @@ def _inventory(checked: Checked) -> list[str]:
         lines.append(f"{len(pairing.left_out)} files are no annotations and left alone, first {pairing.left_out[0]}")
     if checked.form is None:
         return lines
-    lines.append(checked.form.said)
+    lines += [checked.form.said, *_meanings(checked.form)]
     width = max(len(name) for name in checked.form.class_names)
     for name, value, share, number in class_rows(checked):
         lines.append(f"  {value:>3} {name:<{width}} {100 * share:7.3f} % of pixels  {number:>6} images")
     return lines
+
+
+def _meanings(form: Form) -> list[str]:
+    """What values, colours or labels were taken for, in a line."""
+    ids = getattr(form, "ids", {})
+    names = {**dict(enumerate(form.class_names)), VOID: "void"}
+    words = [
+        f"{masks.shown(value) if getattr(form, 'colours', False) else value} = {names[index]}"
+        for value, index in ids.items()
+        if names.get(index) != value
+    ]
+    more = f" and {len(words) - _MOST_MEANINGS} more" if len(words) > _MOST_MEANINGS else ""
+    return [f"taken for: {', '.join(words[:_MOST_MEANINGS])}{more}"] if words else []
 
 
 def class_rows(checked: Checked) -> list[tuple[str, int, float, int]]:

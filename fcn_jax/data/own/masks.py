@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,30 +61,47 @@ def read_values(path: pathlib.Path) -> images.Mask:
     return mask
 
 
-def look_at(paths: Sequence[pathlib.Path]) -> Seen:
-    """What these masks hold, together."""
-    return summed([read_values(path) for path in paths], paths)
+class _One(NamedTuple):
+    """What one mask holds, without its pixels."""
+
+    path: pathlib.Path
+    values: tuple[int, ...]
+    colours: bool
+    extremes: float
+    palette: Palette
+    format: str
 
 
-def summed(masks: Sequence[images.Mask], paths: Sequence[pathlib.Path]) -> Seen:
-    """What masks hold, together. Where some are in colour, grey ones are too."""
-    colours = any(mask.colours for mask in masks)
+def look_at(paths: Iterable[pathlib.Path]) -> Seen:
+    """What these masks hold, together; one is in memory at a time. Where some are in colour, grey ones are too."""
+    found = [_one(path) for path in paths]
+    colours = any(one.colours for one in found)
     counts: dict[int, int] = {}
     first: dict[int, pathlib.Path] = {}
-    for mask, path in zip(masks, paths, strict=True):
-        for value in np.unique(mask.values).tolist():
-            key = value * 0x10101 if colours and not mask.colours else value
+    for one in found:
+        for value in one.values:
+            key = value * 0x10101 if colours and not one.colours else value
             counts[key] = counts.get(key, 0) + 1
-            first.setdefault(key, path)
-    near = [((mask.values <= 32) | ((mask.values >= 223) & (mask.values <= 255))).mean() for mask in masks]
-    tops = {int(mask.values.max()) for mask in masks if len(np.unique(mask.values)) == int(mask.values.max()) + 1}
-    gapless = all(len(np.unique(mask.values)) == int(mask.values.max()) + 1 for mask in masks)
-    palettes = {mask.palette for mask in masks}
-    palette = palettes.pop() if len(palettes) == 1 else ()
-    formats = tuple(sorted({mask.format for mask in masks}))
-    kind = "colours" if colours else "values"
-    instances = not colours and gapless and len(tops) >= _COUNTS and max(tops) > _COUNTS
-    return Seen(kind, counts, first, palette, formats, float(np.mean(near)) if near else 0.0, instances)
+            first.setdefault(key, one.path)
+    palettes = {one.palette for one in found}
+    tops = {one.values[-1] for one in found}
+    gapless = all(len(one.values) == one.values[-1] + 1 for one in found)
+    return Seen(
+        kind="colours" if colours else "values",
+        counts=counts,
+        first=first,
+        palette=palettes.pop() if len(palettes) == 1 else (),
+        formats=tuple(sorted({one.format for one in found})),
+        extremes=float(np.mean([one.extremes for one in found])) if found else 0.0,
+        instances=not colours and gapless and len(tops) >= _COUNTS and max(tops) > _COUNTS,
+    )
+
+
+def _one(path: pathlib.Path) -> _One:
+    mask = read_values(path)
+    near = ((mask.values <= 32) | ((mask.values >= 223) & (mask.values <= VOID))).mean()
+    values = tuple(np.unique(mask.values).tolist())
+    return _One(path, values, mask.colours, float(near), mask.palette, mask.format)
 
 
 @dataclasses.dataclass(frozen=True)
