@@ -296,10 +296,21 @@ def test_the_table_that_is_asked_for_can_be_pasted(tmp_path):
 def test_a_value_that_the_sample_did_not_show_is_refused(tmp_path, monkeypatch):
     ids(tmp_path)
     (tmp_path / "classes.txt").unlink()
-    monkeypatch.setattr(forms, "SAMPLE", 1)
-    own.save(tmp_path / "masks" / "c3.png", np.full(own.SIZE, 77, np.uint8))
-    with pytest.raises(ValueError, match=r"c3.png has the value 77, which is of no class"):
+    for name in own.NAMES[1:]:
+        own.save(tmp_path / "masks" / f"{name}.png", np.full(own.SIZE, 77, np.uint8))
+    monkeypatch.setattr(forms, "sample", lambda paths: paths[:1])
+    with pytest.raises(ValueError, match=r"(b2|c3|d4|e5|f6).png has the value 77, which is of no class"):
         read(tmp_path)
+
+
+def test_the_sample_is_of_all_kinds(tmp_path):
+    """Also where every other mask has another class."""
+    paths = [tmp_path / f"{index:06d}.png" for index in range(4000)]
+    found = forms.sample(paths)
+    assert len(found) == len({*found}) == forms.SAMPLE
+    assert 200 < sum(int(path.stem) % 2 for path in found) < 300
+    assert forms.sample(paths[::-1]) == found
+    assert forms.sample(paths[:10]) == paths[:10]
 
 
 @pytest.mark.parametrize("tool", ["labelme", "cvat", "coco"])
