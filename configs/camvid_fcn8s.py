@@ -4,8 +4,8 @@ convolutions.
     python -m fcn_jax.main --config=configs/camvid_fcn8s.py --config.data.raw_dir=DIR_WITH_CamVid
 
 For a machine without an accelerator: fc6 and fc7 are 1,024 wide and the first two blocks are frozen. Published mean IU
-of FCN-8s on test: 57.0. Choose on val; evaluate on test once: --mode=eval --split=test --which=latest. Photographs are
-likewise to be predicted with --scales=1.5. Cost: 3,000 steps of 0.46 TFLOP.
+of FCN-8s on test: 57.0. Choose on val; evaluate on test once: --mode=eval --split=test --which=latest. Cost: 3,000
+steps of 0.46 TFLOP.
 """
 
 from fcn_jax import config

@@ -50,8 +50,10 @@ _MAX_SIDE = flags.DEFINE_integer(
     lower_bound=0,
 )
 
-_SCALES = flags.DEFINE_list("scales", "1", "Each image is scored at these sizes, such as 0.75,1,1.25.")
-_FLIP = flags.DEFINE_bool("flip", False, "Each image is scored mirrored, too.")
+_SCALES = flags.DEFINE_list(
+    "scales", "", "Each image is scored at these sizes, such as 0.75,1,1.25; default: as the run was evaluated, or 1."
+)
+_FLIP = flags.DEFINE_bool("flip", None, "Each image is scored mirrored, too; default: as the run was evaluated.")
 
 _NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FAILURES = (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError)  # of one image alone
@@ -99,7 +101,9 @@ def _required(flag: flags.FlagHolder[str | None]) -> pathlib.Path:
     return pathlib.Path(flag.value).expanduser()
 
 
-def _scales(values: Sequence[str]) -> tuple[float, ...]:
+def _scales(values: Sequence[str]) -> tuple[float, ...] | None:
+    if not values:
+        return None
     try:
         return tuple(float(value) for value in values)
     except ValueError:
@@ -190,7 +194,7 @@ def run(
     with ThreadPoolExecutor(_THREADS) as readers, ThreadPoolExecutor(_THREADS) as writers:
         writing: collections.deque[tuple[Job, Future[None]]] = collections.deque()
         read = _ahead(readers, functools.partial(_read, predictor), jobs, _AHEAD)
-        for job, found in predictor.stream(read, scored=wanted.scored):
+        for job, found in predictor.stream(read, scored=wanted.scored, shrunk=True):
             if isinstance(found, Exception):
                 yield job, found
                 continue
@@ -228,12 +232,12 @@ def _read(predictor: Predictor, job: Job) -> Any:
     if predictor.spec.input_names == ("bands",):
         bands = images.decode_bands(data, str(job.path))
         job.image, job.size = visualize.visible(bands), bands.shape[:2]
-        return shrink(bands, 0 if predictor.tiles else predictor.max_side)
+        return shrink(bands, 0 if predictor.tiles else predictor.side_of(job.size))
     if images.has_several(data):
         log.info("%s has several pictures: the first is taken", job.path)
     most = 0 if predictor.tiles else predictor.max_side
     job.image, job.size = images.decode_image(data, str(job.path), max_side=most), images.upright_size(data)
-    return shrink(job.image, most)
+    return shrink(job.image, 0 if predictor.tiles else predictor.side_of(job.size))
 
 
 def _write(job: Job, found: Found, wanted: outputs.Wanted, output: pathlib.Path) -> None:

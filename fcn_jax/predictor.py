@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from fcn_jax import checkpoint, multiscale, networks
+from fcn_jax import checkpoint, json_file, multiscale, networks
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
@@ -63,7 +63,10 @@ class Predictor:
         if max_side < 0:
             raise ValueError(f"max_side {max_side}: give pixels, or 0 for no limit")
         if tiles and not multiscale.is_plain(scales, flip=flip):
-            raise ValueError(f"tiles are for images as they are: leave scales {list(scales)} and flip out")
+            raise ValueError(f"tiles are for images as they are, scored at 1 and not at {list(scales)}: give scales 1")
+        # What is smaller at all scales is shrunk first: as training does, and a photograph is not decoded for nothing.
+        self._shrunk = min(1.0, max(scales))
+        scales = tuple(scale / self._shrunk for scale in scales)
         self.params, self.spec, self.max_side, self.tiles = jax.device_put(params), spec, max_side, tiles
         model, heads = fcn.FCN(spec, dtype=dtype), [place for _, place in spec.outputs]
 
@@ -133,15 +136,17 @@ class Predictor:
             return found[0]
         return np.stack(found) if isinstance(images, np.ndarray) and found else found
 
-    def stream(self, items: Iterable[tuple[Any, Any]], *, scored: bool = False) -> Iterator[tuple[Any, Any]]:
+    def stream(
+        self, items: Iterable[tuple[Any, Any]], *, scored: bool = False, shrunk: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
         """(key, Found) of each (key, image), images of like sizes together; not always in order.
 
         No more than AHEAD images are taken ahead of what is given. In place of an image there may be an exception,
         which is handed on; where the network fails on an image, for want of memory say, the exception stands in place
-        of what is found. `scored` asks for the scores, too.
+        of what is found. `scored` asks for the scores, too; `shrunk` says that the images are as side_of has them.
         """
         computing: _Computing | None = None
-        for batch in self._batches(items):
+        for batch in self._batches(self._item(key, image, shrunk=shrunk) for key, image in items):
             done, computing = computing, None
             if done is not None:
                 _wait(done)  # two at once would be slower on CPU; the results of one are looked at during the next
@@ -183,10 +188,9 @@ class Predictor:
         """Also what is no array, but read by rows."""
         return self.tiles and (max(image.shape[:2]) > (self.max_side or TILE) or not isinstance(image, np.ndarray))
 
-    def _batches(self, items: Iterable[tuple[Any, Any]]) -> Iterator[list["_Item"]]:
+    def _batches(self, source: Iterator["_Item"]) -> Iterator[list["_Item"]]:
         """What is computed at once; an exception, or an image in tiles, by itself."""
         waiting: list[_Item] = []
-        source = (self._item(key, image) for key, image in items)
         while True:
             while len(waiting) < AHEAD and (item := next(source, None)) is not None:
                 if isinstance(item.image, Exception) or self._needs_tiles(item.image):
@@ -203,7 +207,7 @@ class Predictor:
             waiting = [item for item in waiting if not any(item is taken for taken in batch)]
             yield batch
 
-    def _item(self, key: Any, image: Any) -> "_Item":
+    def _item(self, key: Any, image: Any, *, shrunk: bool) -> "_Item":
         """An image as it is computed, of at most max_side pixels a side; an exception if it cannot be."""
         if isinstance(image, Exception):
             return _Item(key, image, (0, 0))
@@ -212,7 +216,14 @@ class Predictor:
         except ValueError as error:
             return _Item(key, error, (0, 0))
         size = image.shape[:2]
-        return _Item(key, image if self._needs_tiles(image) else shrink(image, self.max_side), size)
+        return _Item(key, image if shrunk or self._needs_tiles(image) else shrink(image, self.side_of(size)), size)
+
+    def side_of(self, size: tuple[int, int]) -> int:
+        """What the longer side of an image of this height and width is shrunk to before it is scored; 0: it is not."""
+        if self._shrunk == 1:
+            return self.max_side
+        side = max(1, round(self._shrunk * max(size)))
+        return min(side, self.max_side or side)
 
     def _check(self, image: Any) -> None:
         """Raises ValueError for what is no image of the network."""
@@ -301,8 +312,8 @@ def load(
     *,
     which: str = "best",
     dtype: str = "float32",
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    scales: Sequence[float] | None = None,
+    flip: bool | None = None,
     max_side: int = MAX_SIDE,
     tiles: bool = False,
 ) -> Predictor:
@@ -312,15 +323,38 @@ def load(
       path: a run's workdir, a checkpoint directory, converted weights, or a name of networks.PUBLISHED.
       which: `best` or `latest`, where `path` is a run.
       dtype: what the encoder computes in, float32 or bfloat16.
-      scales, flip: score images at each of these sizes, and mirrored too, as config.eval.scales and config.eval.flip.
+      scales, flip: score images at each of these sizes, and mirrored too. None: as the run was evaluated
+        (config.eval.scales, config.eval.flip of its config.json); what is of no run, once and as it is.
       max_side, tiles: as in Predictor; what fcn_jax.predict takes, too.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: model.json is not one that this version reads, or a scale is not above 0 and up to 8.
     """
-    params, spec = checkpoint.load_params(checkpoint.find(networks.locate(path), which))
-    return Predictor(params, spec, dtype=dtype, scales=scales, flip=flip, max_side=max_side, tiles=tiles)
+    directory = checkpoint.find(networks.locate(path), which)
+    params, spec = checkpoint.load_params(directory)
+    scored = _scoring_of_run(directory)
+    return Predictor(
+        params,
+        spec,
+        dtype=dtype,
+        scales=scored[0] if scales is None else scales,
+        flip=scored[1] if flip is None else flip,
+        max_side=max_side,
+        tiles=tiles,
+    )
+
+
+def _scoring_of_run(directory: pathlib.Path) -> tuple[tuple[float, ...], bool]:
+    """(scales, flip) by which the run of a checkpoint is evaluated."""
+    path = directory.parent.parent / "config.json"
+    if directory.parent.name != "checkpoints" or not path.is_file():
+        return (1.0,), False
+    config = json_file.read(path).get("eval", {})
+    scales, flip = config.get("scales", [1.0]), config.get("flip", False)
+    if not isinstance(scales, list) or not all(isinstance(s, int | float) and 0 < s <= 8 for s in scales):
+        raise ValueError(f"{path} has eval.scales {str(scales)[:80]}: give scales, or put a copy of it back")
+    return tuple(scales), bool(flip)
 
 
 _FAILURES = (ValueError, MemoryError, jax.errors.JaxRuntimeError)  # of one image

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import pathlib
 import zipfile
 
@@ -98,6 +99,47 @@ def test_longer_images_are_shrunk_and_what_is_found_is_enlarged():
     np.testing.assert_array_equal(Predictor(predictor.params, spec, max_side=0)(image).shape, (90, 120))
     with pytest.raises(ValueError, match="max_side -1"):
         Predictor(predictor.params, spec, max_side=-1)
+
+
+def run_with(tmp_path, **evaluated):
+    """A run's workdir with a config.json that says how it is evaluated."""
+    spec = network()
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    checkpoint.save_params(tmp_path / "run/checkpoints/7", params(spec), spec)
+    (tmp_path / "run/config.json").write_text(json.dumps({"eval": evaluated}))
+    return spec
+
+
+def test_a_run_is_used_as_it_was_evaluated(tmp_path):
+    """At its sizes and mirrored, unless something else is asked for."""
+    spec = run_with(tmp_path, scales=[1.5], flip=True)
+    image = picture(40, 50)
+    expected = Predictor(params(spec), spec, scales=(1.5,), flip=True).scores(image)
+    np.testing.assert_allclose(fcn_jax.load(tmp_path / "run").scores(image), expected, atol=1e-6)
+    plain = fcn_jax.load(tmp_path / "run", scales=(1.0,), flip=False).scores(image)
+    np.testing.assert_allclose(plain, Predictor(params(spec), spec).scores(image), atol=1e-6)
+    assert np.abs(plain - expected).max() > 1e-3
+    (tmp_path / "run/config.json").write_text('{"eval": {"scales": "x"}}')
+    with pytest.raises(ValueError, match=r"config.json has eval.scales x: give scales"):
+        fcn_jax.load(tmp_path / "run")
+
+
+def test_a_run_of_large_photographs_sees_them_as_small_as_in_training(tmp_path):
+    """Once, whoever shrinks them: in memory and by the command."""
+    spec = run_with(tmp_path, scales=[0.25], flip=False)
+    image = picture(160, 240)
+    predictor = fcn_jax.load(tmp_path / "run")
+    small = shrink(image, 60)
+    assert small.shape == (40, 60, 3)
+    expected = Image.fromarray(Predictor(params(spec), spec)(small)).resize((240, 160), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(predictor(image), np.asarray(expected))
+    own.save(tmp_path / "in/a.png", image)
+    paths = {"checkpoint": str(tmp_path / "run"), "input": str(tmp_path / "in"), "output": str(tmp_path / "out")}
+    with flagsaver.flagsaver(**paths):
+        predict.main(["predict"])
+    np.testing.assert_array_equal(array(tmp_path / "out/a.png"), np.asarray(expected))
+    assert Predictor(params(spec), spec, scales=(0.25, 0.5)).side_of((160, 240)) == 120
+    assert Predictor(params(spec), spec, scales=(0.5, 1.0), max_side=100).side_of((160, 240)) == 100
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------------
