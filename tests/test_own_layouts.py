@@ -145,6 +145,20 @@ def test_an_image_with_several_annotations_is_refused(tmp_path):
         found_in(tmp_path)
 
 
+def test_polygons_beside_their_masks(tmp_path):
+    """Masks of three values are no region: which of the two are to be taken is told, as a rule masks."""
+    own.labelme(tmp_path / "all")
+    own.images(tmp_path, "images")
+    own.masks(tmp_path, "masks")
+    for path in (tmp_path / "all").glob("*.json"):
+        own.text(tmp_path / "annotations" / path.name, path.read_text())
+    for path in (tmp_path / "all").iterdir():
+        path.unlink()
+    found = found_in(tmp_path)
+    assert {pair.label.paths[0].parent.name for pair in found.pairs} == {"masks"}
+    assert all(pair.label.region is None for pair in found.pairs)
+
+
 def test_what_has_no_partner_is_named(tmp_path, caplog):
     own.images(tmp_path, suffix=".jpg")
     own.masks(tmp_path)

@@ -5,8 +5,11 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+
 from fcn_jax.data import lists
 from fcn_jax.data.dataset import Annotation
+from fcn_jax.data.own import masks as masks_lib
 from fcn_jax.data.own import names, shapes
 from fcn_jax.data.own.description import Description
 from fcn_jax.data.own.names import File
@@ -219,8 +222,19 @@ def _regions(masks: Sequence[File], description: Description, said: list[str]) -
     others = folders - regions
     if not regions or not others or any("class" in folder.lower() for folder in others):
         return list(masks), []
+    sample = [file.path for file in masks if file.within in regions][:_MOST_SHOWN]
+    drawn = any(file.path.suffix.lower() == ".json" for file in masks if file.within in others)
+    if drawn or not all(_has_two_values(path) for path in sample):  # both are annotations
+        return list(masks), []
     said.append(f"{', '.join(sorted(regions))} shows where {', '.join(sorted(others))} is labelled; outside is void")
     return [file for file in masks if file.within in others], [file for file in masks if file.within in regions]
+
+
+def _has_two_values(path: pathlib.Path) -> bool:
+    try:
+        return len(np.unique(masks_lib.read_values(path).values)) <= 2
+    except (ValueError, OSError):  # which is said where it is read
+        return False
 
 
 def _match(pictures: Sequence[File], masks: Iterable[File], root: pathlib.Path) -> dict[File, tuple[File, ...]]:
