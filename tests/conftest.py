@@ -73,3 +73,13 @@ def standard_promotion() -> Iterator[None]:
     """For whole runs: optax's AdamW raises a float to an int power."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whole runs whose topology does not matter: on one device the programs compile in half the time."""
+    from fcn_jax import sharding
+
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -4,17 +4,16 @@ import importlib.util
 import json
 import pathlib
 
-import jax
 import own
 import pytest
 from layouts import make_label, voc_list, write_camvid, write_nyud, write_sbd, write_sift_flow, write_voc
 from test_train import losses, stopping
 
-from fcn_jax import checkpoint, evaluate, sharding, train
+from fcn_jax import checkpoint, evaluate, train
 from fcn_jax import config as config_lib
 from fcn_jax.data.builders import voc_segmentation
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "one_device")
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 VARIANTS = [(path.stem, None) for path in sorted(FOLDER.glob("*.py"))]
@@ -72,11 +71,8 @@ def tiny(c, steps, raw_dir, data_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_config_runs_and_evaluates(name, variant, raw_dir, data_dir, tmp_path, monkeypatch):
+def test_config_runs_and_evaluates(name, variant, raw_dir, data_dir, tmp_path):
     c, _ = load(name, variant)
-    # Several devices are test_topology's: on one the programs compile in half the time.
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
     resumed = (name, variant) in RESUMED
     last = tiny(c, 2 if resumed else 1, raw_dir, data_dir)
     if resumed:

@@ -4,7 +4,6 @@ import json
 import logging
 import re
 
-import jax
 import numpy as np
 import own
 import pytest
@@ -13,14 +12,14 @@ from PIL import Image
 from test_configs import load
 
 import fcn_jax
-from fcn_jax import checkpoint, evaluate, sharding, train
+from fcn_jax import checkpoint, evaluate, train
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, images
 from fcn_jax.data.own import bands
 from fcn_jax.models import spec as spec_lib
 from fcn_jax.run import diagnosis, rules
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "one_device")
 
 
 def folder(root, *, number=16, change=lambda name, image: image, suffix=".png"):
@@ -33,14 +32,6 @@ def folder(root, *, number=16, change=lambda name, image: image, suffix=".png"):
             own.save(path, changed)
         own.save(root / "masks" / f"p{index:02d}.png", mask)
     own.class_list(root)
-
-
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
-    """On which programs compile in half the time."""
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 def config(root, **values):

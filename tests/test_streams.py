@@ -262,7 +262,7 @@ def run_config(name, raw_dir, data_dir, **changes):
     return c
 
 
-@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.usefixtures("standard_promotion", "one_device")
 def test_colour_and_hha_in_one_command(tmp_path, monkeypatch):
     """Three stages: each single network, then both, from what they are; stopped at the last border, the same."""
     write_nyud(tmp_path, {"train": 5, "val": 2})
@@ -301,7 +301,7 @@ def test_colour_and_hha_in_one_command(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.usefixtures("standard_promotion", "one_device")
 def test_colour_with_depth(tmp_path):
     write_nyud(tmp_path, {"train": 4, "val": 2})
     c = run_config("nyudv2", tmp_path, tmp_path / "data", inputs="colour+depth")
@@ -325,7 +325,7 @@ def test_what_a_dataset_has_not_is_found_before_it_is_prepared(tmp_path):
         train.train_and_evaluate(c, tmp_path / "run")
 
 
-@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.usefixtures("standard_promotion", "one_device")
 def test_semantic_and_geometric_heads(tmp_path):
     write_sift_flow(tmp_path, {"trainval": 4, "test": 2})
     splits = {"data.train_split": "trainval", "data.eval_split": "test"}
@@ -353,7 +353,7 @@ def test_semantic_and_geometric_heads(tmp_path):
     assert names == ["a_geo.png", "a_geo_overlay.jpg", "a_sem.png", "a_sem_overlay.jpg"]
 
 
-@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.usefixtures("standard_promotion", "one_device")
 def test_a_stream_without_a_stage_of_its_own_starts_from_the_weights(tmp_path):
     """And on AlexNet: a depth that no stage saw alone."""
     write_nyud(tmp_path, {"train": 4, "val": 2})
