@@ -59,7 +59,7 @@ ALLOWED = {
     },
     "networks": {"data", "download", "weights"},
     "outputs": {"data", "models", "predictor", "visualize"},
-    "predictor": {"checkpoint", "models", "multiscale", "networks"},
+    "predictor": {"checkpoint", "json_file", "models", "multiscale", "networks"},
 }
 
 
