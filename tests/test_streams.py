@@ -262,7 +262,7 @@ def run_config(name, raw_dir, data_dir, **changes):
     return c
 
 
-@pytest.mark.usefixtures("standard_promotion", "one_device")
+@pytest.mark.usefixtures("standard_promotion")
 def test_colour_and_hha_in_one_command(tmp_path, monkeypatch):
     """Three stages: each single network, then both, from what they are; stopped at the last border, the same."""
     write_nyud(tmp_path, {"train": 5, "val": 2})
