@@ -161,6 +161,29 @@ def test_a_mask_for_each_class(tmp_path):
         assert dataset.labels[0].class_names == own.CLASSES
 
 
+def masks_of_each_class(root):
+    own.images(root)
+    for name, (_, mask) in own.examples().items():
+        for value in (1, 2):
+            own.save(root / f"masks/{own.CLASSES[value]}/{name}.png", np.uint8(255) * (mask == value))
+
+
+@pytest.mark.parametrize("form", [own.labelme, own.coco, masks_of_each_class])
+@pytest.mark.parametrize("place", [None, 0, 1, 2])
+def test_background_is_first_wherever_it_is_listed(tmp_path, form, place):
+    """What draws things alone has a background, once, whether the list of classes has it or not."""
+    form(tmp_path)
+    classes = ["{name = 'cell', colour = '#010000'}", "{name = 'nucleus', colour = '#020000'}"]
+    if place is not None:
+        classes.insert(place, "{name = 'Background', colour = '#000005'}")
+    own.text(tmp_path / "dataset.toml", f"classes = [{', '.join(classes)}]\n")
+    found, dataset = read(tmp_path)
+    assert_same(found, void=form is own.labelme)
+    assert [name.lower() for name in dataset.labels[0].class_names] == ["background", "cell", "nucleus"]
+    background = (0, 0, 0) if place is None else (0, 0, 5)
+    assert dataset.labels[0].palette == (background, (1, 0, 0), (2, 0, 0))
+
+
 def test_two_values_are_two_classes(tmp_path):
     own.images(tmp_path)
     own.masks(tmp_path, change=lambda mask: np.where(mask == 255, 0, np.uint8(255) * (mask > 0)).astype(np.uint8))

@@ -1,7 +1,7 @@
 """What a config leaves to the data (-1, auto), chosen by rules; each choice is told with its reason.
 
 The rules are of what was measured in benchmarks/RESULTS.md: on two cores a step of four crops of 256x256 with the first
-two blocks frozen takes about two seconds, thin things need enlarged images, and AdamW learns unscaled skips.
+two blocks frozen takes about 1.2 seconds, thin things need enlarged images, and AdamW learns unscaled skips.
 """
 
 import logging
@@ -22,9 +22,8 @@ log = logging.getLogger(__name__)
 
 _SAMPLE = 40  # labels whose shapes are looked at
 _THIN = 8  # pixels: the finest stride, below which a class is enlarged
-_LARGE = 768  # pixels: what the longer side is shrunk to where images are larger, on accelerators and CPU
+_LARGE = 768  # pixels: the longer side of larger images is shrunk to this
 _RARE = 0.01  # of the labelled pixels
-_GB = 2**30
 
 
 class Facts(NamedTuple):
@@ -205,7 +204,7 @@ def _memory() -> float:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration, ValueError):
-        return 8.0 * _GB
+        return 8e9  # what a small machine has
 
 
 def _shown(value: Any) -> str:

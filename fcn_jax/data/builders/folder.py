@@ -48,7 +48,6 @@ def read(raw_dir: str) -> Dataset:
             ]
         )
 
-    drawn = all(pair.label.paths[0].suffix.lower() == ".json" for pair in pairing.pairs) and not pairing.coco
     return Dataset(
         name="folder",
         labels=(
@@ -64,5 +63,5 @@ def read(raw_dir: str) -> Dataset:
         list_examples=list_examples,
         inputs={"bands": seen.mean} if seen else {"colour": ()},
         scales={"bands": seen.scale} if seen else {},
-        annotated=description.annotated or ("upright" if drawn else "stored"),
+        annotated=forms.annotated(form, description),
     )

@@ -99,8 +99,7 @@ def check(
         what, _, remedy = str(error).partition(": ")
         what = f"it is not clear what annotations mean: {what}"
         findings.append(Finding(ERROR, what, len(pairing.pairs), first, remedy))
-    drawn = isinstance(form, forms.shapes.Drawn)
-    annotated = description.annotated or ("upright" if drawn else "stored")
+    annotated = forms.annotated(form, description)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         step = -(-len(pairing.pairs) // _CONTOURS) or 1
         looked = pool.map(

@@ -27,6 +27,7 @@ _KEYS = {
     "mirrored": list,
 }
 _CLASS_KEYS = {"name": str, "colour": str | list, "value": int, "values": list, "colours": list, "labels": list}
+_BACKGROUND = ("background", "_background_")
 NAMED_VOID = ("void", "__ignore__", "ignore", "unlabelled", "unlabeled", "out of roi")
 
 
@@ -78,11 +79,27 @@ class Description:
     mirrored: tuple[tuple[str, str], ...] = ()
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of their ids."""
+        return tuple(each.name for each in self.classes)
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """{name of a class, or label of its polygons: class id}."""
+        return {label: index for index, each in enumerate(self.classes) for label in (each.name, *each.labels)}
+
+    @property
     def palette(self) -> Palette:
         """A colour for each class: its own, or that of VOC for its id."""
         return tuple(
             each.colour or usual for each, usual in zip(self.classes, voc_palette(len(self.classes)), strict=True)
         )
+
+    def background_first(self) -> "Description":
+        """With background as the first class, added where it is not listed: for annotations that draw things alone."""
+        rest = [each for each in self.classes if each.name.lower() not in _BACKGROUND]
+        listed = [each for each in self.classes if each.name.lower() in _BACKGROUND]
+        return dataclasses.replace(self, classes=(*(listed or [Class("background")]), *rest))
 
 
 def read(root: pathlib.Path) -> Description:

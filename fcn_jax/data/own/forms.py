@@ -54,6 +54,11 @@ def of(pairing: Pairing, description: Description, root: pathlib.Path) -> Form:
     return masks.table(masks.look_at(sample(paths)), description, voc=voc)
 
 
+def annotated(form: Form | None, description: Description) -> str:
+    """`upright` or `stored`, as config.data.annotated: tools draw shapes upon images as EXIF turns them."""
+    return description.annotated or ("upright" if isinstance(form, shapes.Drawn) else "stored")
+
+
 def sample(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """At most SAMPLE of them, by the hash of their names: every n-th would miss what comes with n."""
     if len(paths) <= SAMPLE:

@@ -25,8 +25,7 @@ class Seen:
 
     Attributes:
       kind: `values` or `colours`.
-      counts: {value, or colour as 0xRRGGBB: in how many masks}.
-      first: {value or colour: a mask that has it}.
+      first: {value, or colour as 0xRRGGBB: a mask that has it}.
       palette: the colours of the values, where the masks have palettes that agree.
       formats: the formats of the files.
       extremes: the share of pixels within 32 of 0 or of 255.
@@ -35,7 +34,6 @@ class Seen:
     """
 
     kind: str
-    counts: Mapping[int, int]
     first: Mapping[int, pathlib.Path]
     palette: Palette = ()
     formats: tuple[str, ...] = ()
@@ -45,7 +43,7 @@ class Seen:
     @property
     def values(self) -> list[int]:
         """In order."""
-        return sorted(self.counts)
+        return sorted(self.first)
 
 
 def read_values(path: pathlib.Path) -> images.Mask:
@@ -76,19 +74,16 @@ def look_at(paths: Iterable[pathlib.Path]) -> Seen:
     """What these masks hold, together; one is in memory at a time. Where some are in colour, grey ones are too."""
     found = [_one(path) for path in paths]
     colours = any(one.colours for one in found)
-    counts: dict[int, int] = {}
     first: dict[int, pathlib.Path] = {}
     for one in found:
         for value in one.values:
             key = value * 0x10101 if colours and not one.colours else value
-            counts[key] = counts.get(key, 0) + 1
             first.setdefault(key, one.path)
     palettes = {one.palette for one in found}
     tops = {one.values[-1] for one in found}
     gapless = all(len(one.values) == one.values[-1] + 1 for one in found)
     return Seen(
         kind="colours" if colours else "values",
-        counts=counts,
         first=first,
         palette=palettes.pop() if len(palettes) == 1 else (),
         formats=tuple(sorted({one.format for one in found})),
@@ -175,7 +170,7 @@ def _in_colour(seen: Seen, description: Description) -> Table:
         for colour in (*((each.colour,) if each.colour else ()), *each.colours):
             known[_packed(colour)] = index
     if known:
-        names = tuple(each.name for each in description.classes)
+        names = description.class_names
         said = f"masks in colour, by {description.source}"
         return Table(names, description.palette, known, colours=True, said=said)
     colours = seen.values
@@ -206,17 +201,17 @@ def _of_values(seen: Seen, description: Description, voc: tuple[str, ...]) -> Ta
         ids = dict.fromkeys(void, VOID)
         for index, each in enumerate(classes):
             ids |= dict.fromkeys(each.values or (index,), index)
-        names = tuple(each.name for each in classes)
+        names = description.class_names
         return Table(names, description.palette, ids, said=f"values by {description.source}")
     if _by_palette(seen, description):
         return _in_palette(seen, description)
     two = _two_values(values, description)
     if two:
-        names, palette = _two_classes(classes, description)
+        names, palette = _two_classes(description)
         return Table(names, palette, dict(zip(two, (0, 1), strict=True)), said=f"two classes: {two[0]} and {two[1]}")
     between = [value for value in values if 32 < value < 223]
     if len(between) >= _BETWEEN and len(classes) <= 2 and seen.extremes >= _CLEAR and values[-1] <= VOID:
-        names, palette = _two_classes(classes, description)
+        names, palette = _two_classes(description)
         said = "two classes: 0 and 255, of which the nearest is taken, since masks were smoothed or are JPEG"
         return Table(names, palette, {0: 0, VOID: 1}, nearest=True, said=said)
     used = [value for value in values if value not in void]
@@ -262,7 +257,7 @@ def _by_palette(seen: Seen, description: Description) -> bool:
 def _in_palette(seen: Seen, description: Description) -> Table:
     by_colour = _in_colour(seen, description).ids
     ids = {v: by_colour[_packed(c)] for v, c in enumerate(seen.palette) if _packed(c) in by_colour}
-    names = tuple(each.name for each in description.classes)
+    names = description.class_names
     return Table(names, description.palette, ids, said=f"palettes, by the colours of {description.source}")
 
 
@@ -273,16 +268,16 @@ def _two_values(values: Sequence[int], description: Description) -> tuple[int, i
     return (values[0], values[1]) if list(values) == [0, VOID] else None
 
 
-def _two_classes(classes: Sequence[Class], description: Description) -> tuple[tuple[str, ...], Palette]:
-    names = tuple(each.name for each in classes)
-    if len(names) == 2:
-        return names, description.palette
-    colour = classes[0].colour if classes and classes[0].colour else voc_palette(2)[1]
-    return ("background", *(names or ("foreground",))), (voc_palette(1)[0], colour)
+def _two_classes(description: Description) -> tuple[tuple[str, ...], Palette]:
+    if len(description.classes) < 2:
+        description = description.background_first()
+    if len(description.classes) < 2:
+        description = dataclasses.replace(description, classes=(*description.classes, Class("foreground")))
+    return description.class_names, description.palette
 
 
 def _of_listed(used: Sequence[int], void: set[int], description: Description, seen: Seen) -> Table:
-    names = tuple(each.name for each in description.classes)
+    names = description.class_names
     number, source = len(names), description.source
     if not used or used[-1] < number:
         return Table(names, description.palette, _identity(number, void), said=f"values are the places in {source}")
@@ -295,10 +290,8 @@ def _of_listed(used: Sequence[int], void: set[int], description: Description, se
             f" is background, add it as the first class; if 0 is void, write {FILE} with void = [0] and the values 1 to"
             f" {number} of the classes"
         )
-    if number == 1:
-        return _of_listed(
-            used, void, dataclasses.replace(description, classes=(Class("background"), *description.classes)), seen
-        )
+    if number == 1 and names[0].lower() != "background":
+        return _of_listed(used, void, description.background_first(), seen)
     raise ValueError(
         f"masks have the value {used[-1]}, first {seen.first[used[-1]]}, and {source} has {number} classes, 0 to"
         f" {number - 1}: complete it, or give values in {FILE}"
@@ -340,16 +333,11 @@ class PerClass:
 
 def per_class(names: Sequence[str], description: Description) -> PerClass:
     """Of the classes that have masks, background first, in the order of the description if there is one."""
-    listed = tuple(each.name for each in description.classes)
-    if listed:
-        palette = description.palette
-        ordered = listed if listed[0].lower() == "background" else ("background", *listed)
-        if len(ordered) > len(listed):
-            palette = (voc_palette(1)[0], *palette)
-    else:
-        ordered = ("background", *(name for name in names if name != "background"))
-        palette = voc_palette(len(ordered))
-    return PerClass(ordered, palette, said=f"a mask for each class, {', '.join(ordered)}")
+    if not description.classes:
+        description = Description(tuple(Class(name) for name in names))
+    description = description.background_first()
+    ordered = description.class_names
+    return PerClass(ordered, description.palette, said=f"a mask for each class, {', '.join(ordered)}")
 
 
 @functools.lru_cache(1)

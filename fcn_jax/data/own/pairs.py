@@ -84,7 +84,7 @@ def pair(root: pathlib.Path, description: Description) -> Pairing:
     if coco:
         return _pair_coco(root, coco, pictures, description)
     masks, regions = _regions(masks, description, said)
-    by_image = _match(pictures, masks, root)
+    by_image = _match(pictures, masks)
     if not by_image:
         such = f"first {masks[0].path}; images are such as {pictures[0].path}" if pictures else "and there is no image"
         raise FileNotFoundError(
@@ -93,7 +93,7 @@ def pair(root: pathlib.Path, description: Description) -> Pairing:
         )
     per_class = _per_class(by_image)
     chosen = {image: parts if per_class else (_one(image, parts),) for image, parts in by_image.items()}
-    shown = {image: region[0] for image, region in _match(list(chosen), regions, root).items()} if regions else {}
+    shown = {image: region[0] for image, region in _match(list(chosen), regions).items()} if regions else {}
     splits = _splits(root, list(chosen), description, said)
     ids = _ids(list(chosen), root)
     pairs = [
@@ -237,7 +237,7 @@ def _has_two_values(path: pathlib.Path) -> bool:
         return False
 
 
-def _match(pictures: Sequence[File], masks: Iterable[File], root: pathlib.Path) -> dict[File, tuple[File, ...]]:
+def _match(pictures: Sequence[File], masks: Iterable[File]) -> dict[File, tuple[File, ...]]:
     """The masks of each image that has any, by what the names share: as much as possible, and of one image alone."""
     ways: list[Callable[[File], tuple[object, ...]]] = [
         lambda f: (f.split, f.group, f.stem),

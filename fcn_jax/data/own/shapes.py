@@ -153,13 +153,9 @@ def drawn(paths: Iterable[pathlib.Path], description: Description) -> Drawn:
     background = "labelme" in kinds
     special = {**dict.fromkeys(NAMED_VOID, VOID), BACKGROUND: 0 if background else VOID}
     if description.classes:
-        names = tuple(each.name for each in description.classes)
-        palette = description.palette
-        known = {label: i for i, each in enumerate(description.classes) for label in (each.name, *each.labels)}
-        if background and names[0] not in ("background", BACKGROUND):
-            names, palette = ("background", *names), (voc_palette(1)[0], *palette)
-            known = {label: index + 1 for label, index in known.items()}
-        source = description.source
+        description = description.background_first() if background else description
+        names, palette, source = description.class_names, description.palette, description.source
+        known = description.ids
     else:
         found = sorted(labels.keys() - special.keys() - ({"background"} if background else set()))
         names = ("background", *found) if background else tuple(found)
@@ -295,17 +291,16 @@ def coco(paths: Sequence[pathlib.Path], description: Description) -> Coco:
         raise ValueError(f"{paths[0]} and others are of things and panoptic at once: leave one kind")
     first = 0 if panoptic else 1
     if description.classes:
-        names = tuple(each.name for each in description.classes)
-        if not panoptic and names[0] != "background":
-            names = ("background", *names)
-        by_name = {label: names.index(each.name) for each in description.classes for label in (each.name, *each.labels)}
+        description = description if panoptic else description.background_first()
+        by_name = description.ids
         missing = sorted(name for name, _ in categories.values() if name not in by_name)
         if missing:
             raise ValueError(
                 f"{paths[0]} has the category {missing[0][:80]!r}, which {description.source} has not: add it"
             )
-        palette = voc_palette(len(names)) if len(names) > len(description.classes) else description.palette
-        return Coco(names, palette, {n: by_name[c[0]] for n, c in categories.items()}, panoptic, "COCO")
+        ids = {number: by_name[name] for number, (name, _) in categories.items()}
+        said = f"COCO{', panoptic' if panoptic else ''}, classes by {description.source}"
+        return Coco(description.class_names, description.palette, ids, panoptic, said)
     ordered = sorted(categories)
     names = (*("background",) * first, *(categories[number][0] for number in ordered))
     usual = voc_palette(len(names))
