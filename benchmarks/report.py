@@ -1,29 +1,27 @@
-"""A run's results as a section of RESULTS.md, and its pictures as one.
+"""A run's results as a section for a page of benchmarks/results, and its pictures as one.
 
     python benchmarks/report.py runs/voc_laptop --results=val --picture=docs/voc_laptop.jpg --curves=docs/voc_laptop.png
 
 --picture shows the first images, --extremes the best, the median and the worst by their own mean IU. --curves needs
-matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
+matplotlib: pip install -e '.[report]'.
 """
 
 import argparse
 import csv
 import datetime
-import itertools
 import json
-import os
 import pathlib
-import platform
 import subprocess
 import sys
 
-import jax
 import numpy as np
 from PIL import Image
 
 import fcn_jax
 from fcn_jax import checkpoint, visualize
-from fcn_jax.data import canvases, datasets, pipeline
+from fcn_jax.data import datasets
+from fcn_jax.report import figures, measure
+from fcn_jax.run import curves, environment
 
 SCORES = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 
@@ -37,12 +35,9 @@ def git(*arguments):
 
 def hardware():
     """Devices, cores and versions in words."""
-    listing = pathlib.Path("/proc/cpuinfo")  # Linux; ARM's names no model
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.machine()
-    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    return f"{devices}, {os.cpu_count()} cores of {cpu}, Python {platform.python_version()}, jax {jax.__version__}"
+    found = environment.describe()
+    cpu, jax = f"{found['cores']} cores of {found['cpu']}", found["versions"]["jax"]
+    return f"{found['devices']}, {cpu}, Python {found['python']}, jax {jax}"
 
 
 def stack(pictures, target, width_limit=1200):
@@ -69,39 +64,10 @@ def panels(run, results, ids):
     config = json.loads((run / "config.json").read_text())["data"]
     where = {"raw_dir": config["raw_dir"], "data_dir": config["data_dir"]}
     data = datasets.open_split(config["name"], results["split"], **where)
-    alone = [canvases.Batch(tuple(size), (index,)) for index, size in enumerate(data.sizes.tolist())]
-    examples = pipeline.eval_dataset(data, alone, batch_size=1)
-    predict = fcn_jax.load(run, which="latest", scales=results["scales"], flip=results["flip"])
-    for name in ids:
-        example = examples[data.ids.index(name)]
-        height, width = example["size"][0]
-        image, truth = (example[key][0, :height, :width] for key in ("image", "label"))
+    predict = fcn_jax.load(run, which="latest", scales=results["scales"], flip=results["flip"], max_side=0)
+    for example in measure.examples(data, predict.spec.input_names, [data.ids.index(name) for name in ids]):
+        image, truth = example["image"], example["label"]
         yield visualize.panel(image, truth, predict(image), data.class_names, data.palette)
-
-
-def minutes(rows, pause=600):
-    """Time between the rows of curves.jsonl; a gap of more than `pause` seconds is a pause."""
-    times = [row["time"] for row in rows if "time" in row]
-    return sum(b - a for a, b in itertools.pairwise(times) if b - a < pause) / 60
-
-
-def plot_curves(rows, path):
-    """Training loss, and mean IU of the evaluations on the way, against the step."""
-    import matplotlib  # not a dependency of fcn_jax
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for axis, key, factor, label in (
-        (left, "loss", 1, "training loss"),
-        (right, "eval/mean_iou", 100, "mean IU on the eval split, %"),
-    ):
-        points = [(row["step"], factor * row[key]) for row in rows if key in row]
-        axis.plot(*zip(*points, strict=True), color="#1f77b4", marker="o" if len(points) < 30 else None, markersize=4)
-        axis.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * max(y for _, y in points)))
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
 
 
 def main():
@@ -118,7 +84,7 @@ def main():
     losses = {row["step"]: row["loss"] for row in steps if "loss" in row}
     first, last = min(losses), max(losses)
     print(f"- commit {git('describe', '--always', '--dirty')}, {datetime.date.today()}, {hardware()}")
-    print(f"- {minutes(steps):.0f} minutes of training and evaluation, pauses between sessions left out")
+    print(f"- {curves.minutes(steps):.0f} minutes of training and evaluation, pauses between sessions left out")
     which = f"{results['num_examples']} images of {results['split']}"
     print(f"- {which} at step {results['step']}, loss {results['loss']:.3f}")
     print(f"- training loss {losses[first]:.3f} (step {first}) to {losses[last]:.3f} (step {last})\n")
@@ -128,7 +94,7 @@ def main():
     print("| " + " | ".join(per_class) + " |\n" + "|---" * len(per_class) + "|")
     print("| " + " | ".join("-" if v is None else f"{100 * v:.1f}" for v in per_class.values()) + " |")
     if options.curves:
-        plot_curves(steps, options.curves)
+        figures.curves({options.run.name: steps}).savefig(options.curves, dpi=110)
     if options.picture:
         paths = sorted((options.run / "pictures").glob(f"{options.results}_[0-9]*.png"))
         stack([np.asarray(Image.open(path)) for path in paths], options.picture)

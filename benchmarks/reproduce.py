@@ -1,4 +1,4 @@
-"""Runs a row of RESULTS.md again, from nothing but the raw data, and compares it with what was recorded.
+"""Runs a row of benchmarks/results again, from nothing but the raw data, and compares it with what was recorded.
 
     python benchmarks/reproduce.py                                # the rows, and what each needs
     python benchmarks/reproduce.py shapes
@@ -26,6 +26,7 @@ import numpy as np
 import report
 
 from fcn_jax import checkpoint
+from fcn_jax.run import curves
 from fcn_jax.run import results as results_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -280,7 +281,7 @@ def record(name, row, workdir):
     content = {
         "command": f"python benchmarks/reproduce.py {name}" + (" --raw_dir=DIR" if row.data else ""),
         **json.loads((workdir / ORIGIN).read_text()),
-        "minutes": round(report.minutes(rows), 1),
+        "minutes": round(curves.minutes(rows), 1),
         "evaluations": figures(row, workdir),
         **curve(workdir),
     }

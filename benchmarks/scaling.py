@@ -1,12 +1,13 @@
 """PREDICTS, measures nothing: how data-parallel training would scale to 256 TPU or GPU chips.
 
-    python benchmarks/scaling.py --cache=/tmp/scaling --plot=docs/scaling.png > tables.md
+    python benchmarks/scaling.py --plot=docs/scaling.png --tables=benchmarks/results/scaling_tables.md
 
 Compiles the real train step (fcn_jax.train, networks of configs/fcn8s.py) for meshes of 1..256 CPU devices that need
 not exist, each in a process of its own, and runs none of it. Flops, bytes of memory traffic, bytes of collectives and
 memory per device are read from the compiled programs; a roofline with published peak rates makes times of them.
-docs/SCALING_PREDICTION.md has the tables, the assumptions and their limits. --cache keeps a JSON file a program, so
-that a second run takes seconds. --plot needs matplotlib, which is not a dependency of fcn_jax: pip install matplotlib.
+docs/SCALING_PREDICTION.md has what follows, the assumptions and their limits. Without --tables the tables are printed.
+--cache keeps a JSON file a program, so that a second run takes seconds. --plot needs matplotlib, which is not a
+dependency of fcn_jax: pip install matplotlib.
 """
 
 import argparse
@@ -480,27 +481,75 @@ def deviation(results, found):
     return worst
 
 
-def show(results, assumed):
-    """All tables, in Markdown."""
+# The texts of the tables' page, so that whoever makes it anew has them, too.
+PAGE = """\
+# PREDICTION: tables of training on 1 to 256 chips
+
+Nothing here was measured on a TPU or GPU. [SCALING_PREDICTION.md](../../docs/SCALING_PREDICTION.md) says what follows
+from the tables, what the model assumes and where its limits are. Made by
+`python benchmarks/scaling.py --tables=benchmarks/results/scaling_tables.md`."""
+PROGRAMS = """\
+FCN-8s as in configs/fcn8s.py (VGG16's widths, 21 classes, 500x500, SGD), compiled for a mesh of n CPU devices. Numbers
+are a device's. `caffe` is the released geometry, `same` has no border."""
+OTHERS = """\
+All are in `caffe` geometry, as XLA's partitioner wrote them for any backend, and after XLA:CPU's own passes. Where
+`accumulate` is 2, a device computes two such batches."""
+BY_HAND = """\
+Flops by hand: three products for each convolution, padding included, which XLA leaves out. Traffic by hand: each
+product reads its two operands and writes its result once, and everything else is fused. Compiled: the lines through
+the programs of 2 to 256 devices."""
+TIMES = """\
+Step with full overlap of communication and computation to step with none; efficiency with none to full. Columns are
+numbers of chips. In parentheses: the images of a chip do not fit into its memory (XLA:CPU's count), so they would need
+`data.accumulate`, which the time does not include.
+
+Efficiency of strong scaling is against one chip with unlimited memory. What is lost even with full overlap is traffic
+of parameters, by XLA:CPU's count, that more chips do not share."""
+LIMIT = """\
+- "equal at": images a chip, at 256 chips, for which the links take as long as computing. With fewer images the
+  all-reduce is the limit, even with full overlap. 0: the links are faster than the traffic that does not depend on the
+  images.
+- "assumed": with the model's assumptions. "traffic by hand": with the least traffic. "least": 0.2 of the peak flops
+  and all of the links' bandwidth. "most": 0.6, half of the links' bandwidth and the least traffic.
+- "chips at 256 images": a batch of B images reaches the limit at about B / "equal at" chips. This is for B = 256,
+  among powers of two, traffic by hand.
+- "a tenth at": images a chip for which the links take a tenth of computing, traffic by hand.
+- "float32 gradients": what 537 MB would do where the program now sends 268."""
+GRADIENTS = """\
+Step in ms at 256 chips, no overlap, `caffe`. With `model.dtype=bfloat16` the column of 268 MB is what the program does
+now; with float32 it would be new."""
+DIVIDED = """\
+`config.sharding.params=True`. Compiled, float32, SGD, 4 images a device; memory is what XLA:CPU's program needs:"""
+
+
+def show(results, assumed, file=None):
+    """All tables, in Markdown, to an open file or to the standard output."""
+    write = functools.partial(print, file=file)
     found = programs(results)
-    print(f"## Programs\n\n{_compiled_table(results)}")
+    write(f"{PAGE}\n\nAssumed: {assumed.compute} of the peak flops, {assumed.links} of the links' bandwidth.\n")
+    write(f"## Programs\n\n{PROGRAMS}\n\n{STRONG} images in all:\n\n{_compiled_table(results)}")
     same = [same_program(results, geometry) for geometry in GEOMETRIES]
-    print(f"{WEAK} images a device on 2 to 256 devices: the same program {same}; {parameters():,} parameters\n")
-    print(f"{_others_table(results)}\n## By hand\n\n{_hand_table(found)}")
-    print(f"largest distance from the lines: {100 * deviation(results, found):.1f} %\n")
+    write(f"{WEAK} images a device on 2 to 256 devices: the same program {same}; {parameters():,} parameters.\n")
+    write(f"Other programs, of 8 devices with {WEAK} images each:\n\n{OTHERS}\n\n{_others_table(results)}")
+    write(f"## By hand\n\n{BY_HAND}\n\n{_hand_table(found)}")
+    write(f"Largest distance of a program from the lines: {100 * deviation(results, found):.1f} %\n")
+    write(f"## Times\n\n{TIMES}\n")
     for geometry in GEOMETRIES:
-        print(f"## Weak, {geometry}\n\n{_times_table(found, geometry, assumed, strong=False)}")
-        print(f"## Strong, {geometry}\n\n{_times_table(found, geometry, assumed, strong=True)}")
-    print(f"## Where links limit\n\n{_crossover_table(found, assumed)}")
-    print(f"## Gradients\n\n{_gradients_table(found, assumed)}")
-    print(f"## Divided parameters\n\n{_divided_memory_table(results)}\n{_divided_table(results, found, assumed)}")
+        weak, strong = (_times_table(found, geometry, assumed, strong=strong) for strong in (False, True))
+        write(f"### Weak scaling, {WEAK} images a chip, {geometry}\n\n{weak}")
+        write(f"### Strong scaling, {STRONG} images in all, {geometry}\n\n{strong}")
+    write(f"## Where links limit\n\n{LIMIT}\n\n{_crossover_table(found, assumed)}")
+    write(f"## Gradients\n\n{GRADIENTS}\n\n{_gradients_table(found, assumed)}")
+    write(f"## Divided parameters\n\n{DIVIDED}\n\n{_divided_memory_table(results)}")
+    write(f"Sent by a chip, and its time on the links:\n\n{_divided_table(results, found, assumed)}", end="")
 
 
 def main():
-    """Compiles what the cache has not, prints the tables, draws the plot."""
+    """Compiles what the cache has not, writes or prints the tables, draws the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=pathlib.Path, default=pathlib.Path("~/.cache/fcn_jax/scaling").expanduser())
     parser.add_argument("--plot", type=pathlib.Path)
+    parser.add_argument("--tables", type=pathlib.Path, help="the Markdown file of the tables; printed without it")
     parser.add_argument("--compute", type=float, default=Assumed.compute, help="fraction of the peak flops")
     parser.add_argument("--links", type=float, default=Assumed.links, help="fraction of the links' bandwidth")
     options = parser.parse_args()
@@ -508,7 +557,11 @@ def main():
     for case, record in results.items():
         check(case, record, parameters())
     assumed = Assumed(options.compute, options.links)
-    show(results, assumed)
+    if options.tables:
+        with open(options.tables, "w") as file:
+            show(results, assumed, file)
+    else:
+        show(results, assumed)
     if options.plot:
         plot(programs(results), options.plot, assumed)
 

@@ -1,4 +1,4 @@
-"""What benchmarks/recorded has, as the tables of RESULTS.md.
+"""What benchmarks/recorded has, as the tables of the pages in benchmarks/results.
 
 python benchmarks/tables.py
 """
@@ -76,7 +76,7 @@ def read(group):
     return {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob(f"{group}*.json"))}
 
 
-# What the rows' names start with, and the table of their classes.
+# What the rows' names start with, which is the page's name in benchmarks/results, too; and the table of their classes.
 GROUPS = {"shapes": None, "camvid": camvid_classes, "voc": voc_classes}
 
 

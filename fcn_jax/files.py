@@ -34,8 +34,13 @@ def local(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def write(path: pathlib.Path, text: str) -> None:
     """All of it or nothing, whoever else writes it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """As `write`."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
+    partial.write_bytes(data)
     partial.replace(path)
 
 

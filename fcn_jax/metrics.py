@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
+
+BOUNDARY = 0.02  # of the diagonal: how wide the boundary of Boundary IoU is
 
 
 def confusion_matrix(label: jax.Array, prediction: jax.Array, num_classes: int) -> jax.Array:
@@ -44,6 +47,48 @@ def scores(confusion: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, Any
         "frequency_weighted_iou": float(weighted),
         "per_class_iou": iou,
     }
+
+
+def boundary(label: np.ndarray, distance: int) -> np.ndarray:
+    """bool [H, W]: pixels of an id that have another id, or the edge of the image, within `distance` pixels.
+
+    Along rows, columns and diagonals alike, as eroding each mask `distance` times by 3x3 pixels has it.
+    """
+    # Behind the edge is nothing, which is another id than any.
+    padded = np.pad(label.astype(np.int16), 1, constant_values=-1)
+    size = 2 * distance + 1
+    lowest = ndimage.minimum_filter(padded, size, mode="nearest")
+    highest = ndimage.maximum_filter(padded, size, mode="nearest")
+    return np.asarray((lowest != highest)[1:-1, 1:-1])
+
+
+def counts(confusion: np.ndarray) -> np.ndarray:
+    """int64 [..., 3, C] of confusion matrices [..., C, C]: pixels that are right, of the truth, of the prediction."""
+    confusion = np.asarray(confusion, np.int64)
+    return np.stack([np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)], -2)
+
+
+def boundary_counts(label: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """What Boundary IoU (Cheng et al. 2021, arXiv 2103.16562) is of: int64 [3, C], as `counts`, of boundaries alone.
+
+    Boundaries are as wide as 2 % of the image's diagonal. Void does not count, and ends what it touches in truth and
+    prediction alike. Both uint8 [H, W].
+    """
+    distance = max(1, round(BOUNDARY * float(np.hypot(*label.shape))))
+    void = label >= num_classes
+    prediction = np.where(void, 255, prediction)
+    label = np.where(void, 255, label)
+    of_truth, of_prediction = boundary(label, distance), boundary(prediction, distance)
+    both = of_truth & of_prediction & (label == prediction)
+    parts = [label[both], label[of_truth], prediction[of_prediction]]
+    return np.stack([np.bincount(part, minlength=256)[:num_classes] for part in parts]).astype(np.int64)
+
+
+def iou(counts: np.ndarray) -> np.ndarray:
+    """float64 [..., C] of counts [..., 3, C]; NaN for a class that neither truth nor prediction has."""
+    both, truth, predicted = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(both / (truth + predicted - both))
 
 
 def table(results: dict[str, Any]) -> str:

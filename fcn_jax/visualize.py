@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -85,7 +86,7 @@ def legend(names: Sequence[str], palette: Palette, width: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def save_mask(path: str | os.PathLike[str], label: np.ndarray, palette: Palette) -> None:
+def save_mask(path: str | os.PathLike[str] | IO[bytes], label: np.ndarray, palette: Palette) -> None:
     """Writes class ids uint8 [H, W] as a palette PNG: the ids are the pixels' values, the colours are for the eye."""
     picture = Image.fromarray(label)
     picture.putpalette(colorize(np.arange(256, dtype=np.uint8), palette).ravel().tolist())

@@ -29,6 +29,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The longest first, so that the workers end together.
 ORDER = (
+    "test_notebook.py",
     "test_topology.py",
     "test_faults.py",
     "test_export.py",
@@ -43,6 +44,8 @@ ORDER = (
     "test_multiscale.py",
     "test_models.py",
     "test_launch.py",
+    "test_report.py",
+    "test_docs.py",
 )
 
 

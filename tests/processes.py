@@ -59,12 +59,12 @@ class Job:
     `own` are arguments of single processes, by number; `wrap` is a command that gets the command as its arguments.
     """
 
-    def __init__(self, *arguments, processes=1, devices=1, own=(), wrap=()):
+    def __init__(self, *arguments, processes=1, devices=1, own=(), wrap=(), module="fcn_jax.main"):
         self._logs = pathlib.Path(tempfile.mkdtemp(prefix="fcn_jax_job_"))
         self.processes = []
         port = free_port()
         for index in range(processes):
-            main = ("-m", "fcn_jax.main") if index == 0 else (str(ROOT / "tests" / "other_process.py"),)
+            main = ("-m", module) if index == 0 else (str(ROOT / "tests" / "other_process.py"),)
             command = [*wrap, sys.executable, *main, *map(str, arguments)]
             if processes > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fcn_jax"
 # What each part may import of the package.
 ALLOWED = {
     "models": {"json_file", "models"},
-    "data": {"data", "download", "visualize"},
+    "data": {"data", "download", "visualize", "web"},
     "weights": {"weights", "checkpoint", "download", "models"},
     "json_file": set(),
     "losses": set(),
@@ -43,7 +43,8 @@ ALLOWED = {
     "run/config_file": {"config", "files", "json_file"},
     "run/context": {
         *("checkpoint", "config", "data", "models"),
-        *(f"run.{name}" for name in ("checkpoints", "config_file", "curves", "damage", "distributed", "results")),
+        *(f"run.{name}" for name in ("checkpoints", "config_file", "curves", "damage", "distributed")),
+        *("run.environment", "run.results"),
     },
     "run/resume": {"checkpoint", "config", "models", "run.config_file", "run.context", "run.distributed"},
     "run/rules": {"config", "data", "json_file"},
@@ -59,6 +60,17 @@ ALLOWED = {
     },
     "networks": {"data", "download", "weights"},
     "outputs": {"data", "models", "predictor", "visualize"},
+    "extras": set(),
+    "web": set(),
+    "fill": {"extras"},
+    "run/environment": set(),
+    # Commands that are packages.
+    "video": {"extras", "fill", "models", "predictor", "video", "visualize"},
+    "demo": {"cli", "data", "fill", "predictor", "visualize"},
+    "report": {
+        *("checkpoint", "config", "data", "extras", "files", "json_file", "metrics", "models", "predictor", "report"),
+        *("run.curves", "run.environment", "run.progress", "run.results", "visualize", "web"),
+    },
     "predictor": {"checkpoint", "json_file", "models", "multiscale", "networks"},
 }
 

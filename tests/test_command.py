@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from fcn_jax import command
 
+OTHERS = ("eval", "video", "report", "demo", "data", "weights", "export")
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 
 
@@ -26,7 +28,10 @@ def test_without_a_command_it_says_what_there_is():
     assert done.stdout == run("--help").stdout
 
 
-@pytest.mark.parametrize(("word", "flags"), [("predict", ("--checkpoint", "--[no]tiles")), ("train", ("--config",))])
+@pytest.mark.parametrize(
+    ("word", "flags"),
+    [("predict", ("--checkpoint", "--[no]tiles")), ("train", ("--config",)), *((word, ()) for word in OTHERS)],
+)
 def test_help_has_our_flags_alone(word, flags):
     """With a default where there is one, after the examples."""
     done = run(word, "--help")
@@ -42,7 +47,10 @@ def test_help_has_our_flags_alone(word, flags):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("trian",), "fcn-jax has no command 'trian': choose from train, eval, predict, data, weights, export"),
+        (
+            ("trian",),
+            "fcn-jax has no command 'trian': choose from train, eval, predict, video, report, demo, data, weights,",
+        ),
         (("completion", "fish"), "completion for 'fish': choose from bash, zsh"),
         (("train", "--config=fcn9s"), "there is no config 'fcn9s': give a file, or one of camvid_fcn8s, "),
         (("train", "--config=fcn8s:dmeo"), "configs/fcn8s.py has no variant 'dmeo': choose paper or demo"),
@@ -82,3 +90,23 @@ def test_completion_in_bash():
     assert completed("fcn-jax", "pre") == ["predict"]
     assert completed("fcn-jax", "") == [*command.COMMANDS, "completion"]
     assert completed("fcn-jax", "predict", "--ch") == ["--checkpoint"]
+
+
+def test_completion_in_zsh(tmp_path):
+    """In a terminal of its own, as a person types it."""
+    if not shutil.which("zsh"):
+        pytest.skip("no zsh on this machine")
+    (tmp_path / "fcn-jax").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fcn_jax.command "$@"\n')
+    (tmp_path / "fcn-jax").chmod(0o755)
+    script = """
+        zmodload zsh/zpty
+        zpty shell 'zsh -f -i'
+        zpty -w shell 'autoload -U compinit; compinit -u -D; eval "$(fcn-jax completion zsh)"; echo RE''ADY'
+        zpty -r shell text '*READY*'
+        zpty -w -n shell $'fcn-jax pre\\t'
+        zpty -r shell text '*predict*' && zpty -w -n shell $'--ch\\t'
+        zpty -r shell text '*--checkpoint*' && print COMPLETED
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(("zsh", "-f", "-c", script), capture_output=True, text=True, timeout=120, env=environment)
+    assert done.stdout.endswith("COMPLETED\n"), done

@@ -433,12 +433,14 @@ def test_containerfile():
             for source in rest.split()[:-1]:
                 assert (ROOT / source).exists(), source
     text = " ".join(rest for _, rest in found)
-    assert 'pip install --no-cache-dir -e ".${CUDA:+[${CUDA}]}"' in text
+    assert 'pip install --no-cache-dir -e ".[demo,report,video${CUDA:+,${CUDA}}]"' in text
+    for extra in ("demo", "report", "video"):
+        assert f"\n{extra} = " in (ROOT / "pyproject.toml").read_text()
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in text
     extra = dict(rest.split("=", 1) for name, rest in found if name == "ARG")["CUDA"]
     assert f"\n{extra} = " in (ROOT / "pyproject.toml").read_text()
     assert names.index("USER") > max(k for k, name in enumerate(names) if name == "RUN"), "not root when it runs"
-    assert found[-1] == ("ENTRYPOINT", '["python", "-m", "fcn_jax.main"]')
+    assert found[-2:] == [("EXPOSE", "8000"), ("ENTRYPOINT", '["fcn-jax"]')]
     assert json.loads(dict(found)["VOLUME"]) == ["/home/fcn/.cache/fcn_jax", "/fcn_jax/runs"]
 
 
@@ -452,7 +454,9 @@ def test_container_is_built_and_starts():
         pytest.skip("neither docker nor podman answers")
     build = (engine, "build", "--build-arg", "CUDA=", "-f", LAUNCH / "Containerfile", "-t", "fcn_jax-test", ROOT)
     assert subprocess.run(build, check=False).returncode == 0
-    process = subprocess.run((engine, "run", "--rm", "fcn_jax-test"), capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        (engine, "run", "--rm", "fcn_jax-test", "train"), capture_output=True, text=True, check=False
+    )
     assert process.returncode == 1
     assert process.stderr.startswith("ValueError: --config is missing")
 

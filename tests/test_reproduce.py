@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -104,12 +105,35 @@ def test_every_row_can_be_run(reproduce):
 def test_results_has_the_tables_of_the_records(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
-    text = (ROOT / "benchmarks" / "RESULTS.md").read_text()
     for group, by_class in tables.GROUPS.items():
+        text = (ROOT / "benchmarks" / "results" / f"{group}.md").read_text()
         records = tables.read(group)
         assert records
         assert tables.scores(records) in text
         assert by_class is None or by_class(records) in text
+    index = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for name, evaluation in (("shapes", "val"), ("camvid", "test_x1.5"), ("voc_laptop", "val")):
+        found = tables.read(name)[name]["evaluations"][evaluation]
+        assert f"mean IU {found['mean_iou']:.1f} on" in index
+
+
+def heads(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in found}
+
+
+def test_the_pages_of_results_are_linked_and_link_to_what_exists():
+    index = ROOT / "benchmarks" / "RESULTS.md"
+    pages = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    for page in (index, *pages):
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if not target.startswith("http"):
+                path, _, anchor = target.partition("#")
+                path = page.parent / path if path else page
+                assert path.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in heads(path.read_text()), f"{page.name}: {target}"
+    assert not [page.name for page in pages if f"(results/{page.name}" not in index.read_text()]
 
 
 def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):

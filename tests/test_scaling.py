@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib
+import io
+import itertools
 import pathlib
 
 import jax
@@ -183,6 +185,12 @@ def test_line_through_records(programs, scaling):
     assert p.at("bytes", 3) == pytest.approx(7)
 
 
+def titles(text):
+    """The headings and the first rows of the tables."""
+    lines = text.splitlines()
+    return [a for a, b in itertools.pairwise(lines) if a.startswith("#") or b.startswith("|---")]
+
+
 def test_tables_of_made_up_programs(programs, scaling, capsys):
     def record(case):
         parts = [("all-reduce", "f32", 4), ("all-gather", "f32", 4)][: 1 + case.divided]
@@ -208,5 +216,11 @@ def test_tables_of_made_up_programs(programs, scaling, capsys):
     printed = capsys.readouterr().out
     assert "same program [True, True]" in printed
     assert "| TPU v5e | bfloat16 |" in printed
+    # The page has these sections and tables.
+    page = (BENCHMARKS / "results" / "scaling_tables.md").read_text()
+    written = io.StringIO()
+    scaling.show(results, scaling.Assumed(), written)
+    assert written.getvalue() == printed
+    assert titles(page) == titles(printed)
     for block in printed.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1

@@ -3,6 +3,10 @@
 check DIR     what the folder holds, what is wrong with it, and a verdict, which is the exit code too.
 show DIR      pictures of images with their annotations: --output=FOLDER
 convert DIR   the folder in another form: --form=ids|labelme|cvat|coco --output=FOLDER
+
+  python -m fcn_jax.data check PHOTOS --report=report.html
+  python -m fcn_jax.data show PHOTOS --output=pictures --number=12
+  python -m fcn_jax.data convert PHOTOS --form=coco --output=PHOTOS_coco
 """
 
 import logging

@@ -186,7 +186,10 @@ def median_frequency_weights(pixel_counts: np.ndarray) -> np.ndarray:
 
 
 def class_weights(choice: str, split: Split) -> np.ndarray:
-    """float32 [C] for config.loss.class_weights: none, (sqrt_)median_frequency of the split, or numbers in a row.
+    """float32 [C] for a value of config.loss.class_weights.
+
+    Args:
+      choice: `none`, `median_frequency` or `sqrt_median_frequency` of the split, or numbers in a row: `1,0.5,2`.
 
     Raises:
       ValueError: another word, another count than the split has classes, or a weight below 0.

@@ -1,4 +1,8 @@
-"""Exports a network: python -m fcn_jax.export --checkpoint=RUN --format=onnx --output=fcn8s.onnx"""
+"""Exports a network: python -m fcn_jax.export --checkpoint=RUN --format=onnx --output=fcn8s.onnx
+
+python -m fcn_jax.export --checkpoint=runs/mine --format=safetensors --output=mine.safetensors
+python -m fcn_jax.export --checkpoint=runs/mine --format=stablehlo --output=mine.stablehlo
+"""
 
 import pathlib
 from collections.abc import Sequence

@@ -3,7 +3,7 @@
 TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers of large
 maps, all of fc6 and fc7, and pooling's gradient. There the first are sums over rows, fc6 and fc7 matrix products, and
 deep 3x3 layers go by Winograd's algorithm. Each form gives the same sums, in another order; how fast each is on each
-layer: benchmarks/kernels.py, RESULTS.md.
+layer: benchmarks/kernels.py, benchmarks/results/speed.md.
 """
 
 import functools

@@ -39,7 +39,7 @@ class Map(NamedTuple):
         return self._replace(x=jnp.where(inside, self.x, jnp.zeros((), self.x.dtype)))
 
     def cropped(self, grid: Grid, size: tuple[int, ...]) -> jax.Array:
-        """The cells [B, *size, C] of `grid`, whose first one is a cell of this map."""
+        """The cells `[B, *size, C]` of `grid`, whose first one is a cell of this map."""
         start = self.grid.offset(grid)
         x: jax.Array = self.x[:, start : start + size[0], start : start + size[1]]
         return x

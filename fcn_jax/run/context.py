@@ -12,7 +12,7 @@ from fcn_jax import checkpoint
 from fcn_jax import config as config_lib
 from fcn_jax.data.datasets import Split
 from fcn_jax.models.spec import Head, ModelSpec, configured, parse_inputs
-from fcn_jax.run import config_file, damage, distributed, results
+from fcn_jax.run import config_file, damage, distributed, environment, results
 from fcn_jax.run.checkpoints import Checkpoints
 from fcn_jax.run.curves import Curves
 
@@ -58,6 +58,7 @@ def opened(
         if distributed.is_main():
             config_file.tell_of_extension(config, workdir, step)
             config_file.write(config, workdir)
+            environment.note(workdir, step)
             curves = stack.enter_context(Curves(workdir, step))
         scoring = results.scoring(config, config_lib.stages(config)[-1].inputs)
         checkpoints = stack.enter_context(Checkpoints(workdir, scoring))

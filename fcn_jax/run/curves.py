@@ -1,5 +1,6 @@
 """The curves of a run: TensorBoard's events for people, and a line of curves.jsonl for everything else."""
 
+import itertools
 import json
 import math
 import pathlib
@@ -54,6 +55,12 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / "curves.jsonl"
     lines = path.read_bytes().decode("ascii", "replace").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def minutes(points: Sequence[dict[str, Any]], pause: float = 600) -> float:
+    """Time between the points; a gap of more than `pause` seconds is a pause, and does not count."""
+    times = [point["time"] for point in points if "time" in point]
+    return sum(later - earlier for earlier, later in itertools.pairwise(times) if later - earlier < pause) / 60
 
 
 def forget_after(workdir: pathlib.Path, step: int) -> None:

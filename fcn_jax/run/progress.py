@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def bar(items: Iterable[Any], description: str, total: int, unit: str) -> Iterable[Any]:
+def bar(items: Iterable[Any], description: str, total: int | None, unit: str) -> Iterable[Any]:
     """The items, with a progress bar and its ETA; where no terminal shows it, a line a minute."""
     interval = 0.2 if sys.stderr.isatty() else 60
     silent = not logging.getLogger(__name__).isEnabledFor(logging.INFO)  # as all processes but the first are

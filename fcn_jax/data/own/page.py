@@ -1,15 +1,13 @@
 """The checker's report: one HTML file with pictures in it, which opens without a network."""
 
-import base64
 import html
-import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from fcn_jax import visualize
+from fcn_jax import visualize, web
 from fcn_jax.data import images
 from fcn_jax.data.own import bands, forms
 from fcn_jax.data.own.check import Checked, class_rows
@@ -18,17 +16,10 @@ from fcn_jax.data.own.writers import write_text
 
 _SIDE = 320  # pixels of a picture's longer side
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-.bar { background: #4a78b5; height: .8rem; min-width: 1px }
-.square { width: 1rem; height: 1rem; border: 1px solid #999 }
 .error { border-left: 4px solid #c0392b } .warning { border-left: 4px solid #d9a400 }
 .finding { padding: .3rem .8rem; margin: .5rem 0; background: #f6f6f6 } .finding code { word-break: break-all }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.2rem }
-.sheet figure { margin: 0 } .sheet img { width: 32%; vertical-align: top }
-figcaption { font-size: .8rem; word-break: break-all }
+.sheet img { width: 32%; vertical-align: top }
 .verdict { font-weight: bold }
 """
 
@@ -50,8 +41,7 @@ def write(path: pathlib.Path, checked: Checked, most: int = 24) -> None:
         _sheet("Pictures", _some(checked.looks, most), checked),
         _sheet("Worst: what cannot be used, the emptiest, the smallest", _worst(checked.looks, most // 2), checked),
     ]
-    title = f"<title>{html.escape(checked.root.name)}: what the folder holds</title>"
-    page = f"<!doctype html><html lang=en><meta charset=utf-8>{title}<style>{_STYLE}</style>{''.join(parts)}</html>\n"
+    page = web.document(f"{checked.root.name}: what the folder holds", "".join(parts), _STYLE)
     write_text(path, page)
 
 
@@ -128,26 +118,16 @@ def _figure(found: Look, checked: Checked) -> str:
     pictures, form = [], checked.form
     try:
         image = bands.picture(images.read_file(found.pair.image), str(found.pair.image))
-        pictures.append(_small(image))
+        pictures.append(web.embedded(image, _SIDE))
         if form is not None:
             label = forms.read(form, found.pair.label)
             label = images.turn(label, found.orientation) if checked.annotated == "stored" else label
-            pictures.append(_small(visualize.colorize(label, form.palette), nearest=True))
+            pictures.append(web.embedded(visualize.colorize(label, form.palette), _SIDE, nearest=True))
             if label.shape == found.size:
                 small = np.asarray(Image.fromarray(label).resize(image.shape[1::-1], Image.Resampling.NEAREST))
-                pictures.append(_small(visualize.overlay(image, small, form.palette)))
+                pictures.append(web.embedded(visualize.overlay(image, small, form.palette), _SIDE))
     except (ValueError, OSError, MemoryError):
         pass  # the caption says why
-    tags = "".join(f"<img src='data:image/{kind};base64,{data}' alt=''> " for kind, data in pictures)
+    tags = "".join(f"<img src='{source}' alt=''> " for source in pictures)
     caption = html.escape(f"{found.pair.id} ({found.pair.split}){f': {found.error}' if found.error else ''}")
     return f"<figure>{tags}<figcaption>{caption}</figcaption></figure>"
-
-
-def _small(picture: np.ndarray, *, nearest: bool = False) -> tuple[str, str]:
-    """(format, base64) of a picture at most _SIDE pixels a side."""
-    image = Image.fromarray(picture)
-    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    image.thumbnail((_SIDE, _SIDE), how)
-    buffer, kind = io.BytesIO(), "png" if nearest else "jpeg"
-    image.save(buffer, kind, quality=85)
-    return kind, base64.b64encode(buffer.getvalue()).decode()

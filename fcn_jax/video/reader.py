@@ -1,0 +1,141 @@
+"""Frames of a video file or a camera, upright, with their times."""
+
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fcn_jax import extras
+
+log = logging.getLogger("fcn_jax.video")
+
+_CAMERAS = {"linux": "v4l2", "darwin": "avfoundation"}
+
+
+class Frame(NamedTuple):
+    """uint8 RGB [H, W, 3], upright, and its time in units of the reader's time_base."""
+
+    pixels: np.ndarray
+    time: int
+
+
+class Reader:
+    """A video that is open for reading; a context.
+
+    Attributes:
+      time_base: the unit of times, in seconds.
+      rate: frames a second on average, or None.
+      total: about how many frames there are; 0 where that is not known, as of a camera.
+      sound: the first audio stream (PyAV's), or None.
+      broken: how many frames could not be decoded and were passed over.
+    """
+
+    def __init__(self, source: str):
+        """Opens a file, or a camera: /dev/video0, or `camera` for the first one.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is no video, or PyAV is not installed.
+        """
+        self._av = extras.need("av", "video")
+        self.source, self.broken = source, 0
+        self.is_camera = source == "camera" or source.startswith("/dev/video")
+        try:
+            self._container = self._open()
+        except self._av.error.FileNotFoundError:
+            raise FileNotFoundError(f"there is no video {source!r}") from None
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise ValueError(f"{source!r} is no video that can be read ({_reason(error)})") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{source!r} has no pictures: give a video")
+        self.stream = self._container.streams.video[0]
+        self.stream.thread_type = "AUTO"
+        self.sound = next(iter(self._container.streams.audio), None)
+        self.time_base: Fraction = self.stream.time_base
+        self.rate: Fraction | None = self.stream.average_rate
+        self.total = self._count()
+
+    def _open(self) -> Any:
+        if not self.is_camera:
+            if not pathlib.Path(self.source).is_file():
+                raise self._av.error.FileNotFoundError(2, "no such file", self.source)
+            return self._av.open(self.source)
+        device = "/dev/video0" if self.source == "camera" and sys.platform == "linux" else self.source
+        return self._av.open("0" if device == "camera" else device, format=_CAMERAS.get(sys.platform))
+
+    def _count(self) -> int:
+        if self.is_camera:
+            return 0
+        if self.stream.frames:
+            return int(self.stream.frames)
+        seconds = (self._container.duration or 0) / self._av.time_base
+        return round(seconds * float(self.rate)) if self.rate else 0
+
+    def packets(self) -> Iterator[Any]:
+        """Each Frame, and between them the packets of the sound (PyAV's), in the order of the file.
+
+        A frame that cannot be decoded is told of and passed over; times always rise.
+        """
+        last: int | None = None
+        streams = [self.stream] + ([self.sound] if self.sound is not None else [])
+        for packet in self._demuxed(streams):
+            if packet.stream is self.sound:
+                if packet.dts is not None:
+                    yield packet
+                continue
+            for frame in self._decoded(packet):
+                time = frame.pts if frame.pts is not None else (0 if last is None else last + 1)
+                if last is not None and time <= last:
+                    self._pass(time, "its time is not after that of the one before")
+                    continue
+                last = time
+                yield Frame(_upright(frame), time)
+
+    def _demuxed(self, streams: list[Any]) -> Iterator[Any]:
+        """Up to where the file is cut off."""
+        try:
+            yield from self._container.demux(streams)
+        except self._av.error.FFmpegError as error:
+            log.warning("%s ends early: %s", self.source, _reason(error))
+
+    def _decoded(self, packet: Any) -> list[Any]:
+        try:
+            frames = packet.decode()
+        except self._av.error.FFmpegError as error:
+            self._pass(packet.pts, _reason(error))
+            return []
+        good = []
+        for frame in frames:
+            if frame.is_corrupt:
+                self._pass(frame.pts, "damaged")
+            else:
+                good.append(frame)
+        return good
+
+    def _pass(self, time: int | None, reason: str) -> None:
+        self.broken += 1
+        if self.broken <= 10:
+            where = f"at {float(time * self.time_base):.2f} s" if time is not None else "without a time"
+            log.warning("%s: the frame %s is passed over: %s", self.source, where, reason)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """Its pixels as viewers show them: turned as the file says, with square pixels left as they are."""
+    pixels = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # counterclockwise
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else np.asarray(pixels)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).splitlines()[0]
