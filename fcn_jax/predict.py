@@ -53,6 +53,7 @@ _MAX_SIDE = flags.DEFINE_integer(
 _SCALES = flags.DEFINE_list(
     "scales", "", "Each image is scored at these sizes, such as 0.75,1,1.25; default: as the run was evaluated, or 1."
 )
+_REFINE = flags.DEFINE_bool("refine", False, "Align masks with the contours of the image; takes a second an image.")
 _FLIP = flags.DEFINE_bool("flip", None, "Each image is scored mirrored, too; default: as the run was evaluated.")
 
 _NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -127,6 +128,7 @@ def main(argv: Sequence[str]) -> None:
         flip=_FLIP.value,
         max_side=_MAX_SIDE.value,
         tiles=_TILES.value,
+        refine=_REFINE.value,
     )
     spec = predictor.spec
     if spec.input_names not in (("colour",), ("bands",)):

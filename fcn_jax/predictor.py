@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from fcn_jax import checkpoint, json_file, multiscale, networks
+from fcn_jax import refine as refine_lib
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
@@ -57,6 +59,7 @@ class Predictor:
         flip: bool = False,
         max_side: int = MAX_SIDE,
         tiles: bool = False,
+        refine: bool = False,
     ):
         if not scales or not all(0 < scale <= 8 for scale in scales):
             raise ValueError(f"scales {list(scales)}: give factors above 0 and up to 8, such as 0.75,1")
@@ -64,6 +67,10 @@ class Predictor:
             raise ValueError(f"max_side {max_side}: give pixels, or 0 for no limit")
         if tiles and not multiscale.is_plain(scales, flip=flip):
             raise ValueError(f"tiles are for images as they are, scored at 1 and not at {list(scales)}: give scales 1")
+        if refine and tiles:
+            raise ValueError("what is refined depends on more than the network sees: not in tiles, give one of the two")
+        if refine and spec.input_names != ("colour",):
+            raise ValueError(f"refine follows contours of colour, and the network takes {'+'.join(spec.input_names)}")
         # What is smaller at all scales is shrunk first: as training does, and a photograph is not decoded for nothing.
         self._shrunk = min(1.0, max(scales))
         scales = tuple(scale / self._shrunk for scale in scales)
@@ -75,8 +82,13 @@ class Predictor:
                 return model.apply({"params": params}, image, sizes)
 
             logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip, heads=heads)
-            found = multiscale.probabilities(logits, heads) if scored else None
-            return multiscale.classes(logits, heads), found
+            if not scored and not refine:
+                return multiscale.classes(logits, heads), None
+            found = multiscale.probabilities(logits, heads)
+            if refine:
+                parts = [refine_lib.mean_field(image, found[..., place], sizes) for place in heads]
+                found = jnp.concatenate(parts, -1)
+            return multiscale.classes(found if refine else logits, heads), found if scored else None
 
         self._predict = jax.jit(predict, static_argnames="scored")
 
@@ -316,6 +328,7 @@ def load(
     flip: bool | None = None,
     max_side: int = MAX_SIDE,
     tiles: bool = False,
+    refine: bool = False,
 ) -> Predictor:
     """The network of a run, of one step of its checkpoints, or of converted weights.
 
@@ -326,6 +339,7 @@ def load(
       scales, flip: score images at each of these sizes, and mirrored too. None: as the run was evaluated
         (config.eval.scales, config.eval.flip of its config.json); what is of no run, once and as it is.
       max_side, tiles: as in Predictor; what fcn_jax.predict takes, too.
+      refine: align what is found with the contours of the image; fcn_jax.refine.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -342,6 +356,7 @@ def load(
         flip=scored[1] if flip is None else flip,
         max_side=max_side,
         tiles=tiles,
+        refine=refine,
     )
 
 

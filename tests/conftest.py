@@ -54,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what needs a package that is not installed; `pytest -m parity` is all of it."""
-    for marker in item.iter_markers("parity"):
+    """Skips what needs a package that is not installed; `pytest -m needs` is all of it."""
+    for marker in item.iter_markers("needs"):
         for package in marker.args:
             if importlib.util.find_spec(package) is None:
                 pytest.skip(f"needs {package}")

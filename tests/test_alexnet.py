@@ -147,8 +147,8 @@ def test_stablehlo_has_the_same_scores_at_every_size(tmp_path):
 EXPORTED = [("alexnet", "caffe", "fixed"), ("alexnet", "same", "learned"), ("alexnet_torchvision", "same", "fixed")]
 
 
-@pytest.mark.parity("onnx")
-@pytest.mark.parity("onnxruntime")
+@pytest.mark.needs("onnx")
+@pytest.mark.needs("onnxruntime")
 @pytest.mark.parametrize(("backbone", "geometry", "upsampling"), EXPORTED)
 def test_onnx_has_the_same_scores_at_every_size(tmp_path, backbone, geometry, upsampling):
     import onnxruntime

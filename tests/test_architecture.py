@@ -71,7 +71,8 @@ ALLOWED = {
         *("checkpoint", "config", "data", "extras", "files", "json_file", "metrics", "models", "predictor", "report"),
         *("run.curves", "run.environment", "run.progress", "run.results", "visualize", "web"),
     },
-    "predictor": {"checkpoint", "json_file", "models", "multiscale", "networks"},
+    "predictor": {"checkpoint", "json_file", "models", "multiscale", "networks", "refine"},
+    "refine": set(),
 }
 
 

@@ -86,7 +86,7 @@ def write(network, path, kind):
         torch.save(network.state_dict(), path, _use_new_zipfile_serialization=kind == "pth")
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("kind", ["caffemodel", "pth", "legacy pth", "safetensors"])
 def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
     import torch
@@ -114,7 +114,7 @@ def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
             np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 def test_a_pytorch_8s_must_be_told_from_an_at_once_one(tmp_path):
     network = networks()["fcn8s"]
     write(network, tmp_path / "w", "pth")

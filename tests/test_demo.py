@@ -183,7 +183,7 @@ def test_a_defect_is_a_line_and_the_server_goes_on():
             assert (status, json.loads(body)["error"]) == (500, "out of order")
 
 
-@pytest.mark.browser
+@pytest.mark.needs("playwright")
 def test_in_a_browser(address, tmp_path):
     """Upload, look, tick, download, remove."""
     file = tmp_path / "photograph.png"
@@ -229,7 +229,7 @@ def _download(page, selector):
         return np.asarray(picture)
 
 
-@pytest.mark.browser
+@pytest.mark.needs("playwright")
 def test_the_camera(address):
     with browser.opened("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as page:
         page.goto(address)

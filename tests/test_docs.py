@@ -2,7 +2,6 @@
 
 import functools
 import html
-import importlib.util
 import inspect
 import os
 import pathlib
@@ -18,7 +17,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 LINE = 120  # characters
 SENTENCE = 25  # words, on average over a page
-SITE = ("sphinx", "furo", "myst_parser")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -81,12 +79,12 @@ def test_what_counts_as_a_sentence():
     assert sentences(text) == [["One", "two,", "code"], ["Five", "seven:"], ["eight"], ["nine"]]
 
 
+SITE = pytest.mark.needs("sphinx", "furo", "myst_parser")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site as one builds it; a warning ends it."""
-    missing = [package for package in SITE if importlib.util.find_spec(package) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[docs]'")
     output = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "-b", "html", "docs", str(output)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -95,6 +93,7 @@ def site(tmp_path_factory):
     return output
 
 
+@SITE
 @pytest.mark.slow
 def test_the_site_has_the_api_and_every_page(site):
     api = (site / "api.html").read_text()
@@ -111,6 +110,7 @@ def test_the_site_has_the_api_and_every_page(site):
     assert (site / "repository/notebooks/fcn_jax.html").read_text().count("<img") > 5
 
 
+@SITE
 @pytest.mark.slow
 def test_the_site_asks_nobody_else(site):
     outside = r"""(?:src|srcset)=["'](?:https?:)?//|<link[^>]+href=["'](?:https?:)?//"""

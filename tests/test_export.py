@@ -226,7 +226,7 @@ assert not any(name.startswith(("fcn_jax", "flax")) for name in sys.modules)
 """
 
 
-@pytest.mark.parity("tensorflow")
+@pytest.mark.needs("tensorflow")
 @pytest.mark.parametrize("cases", [FEW, (DEPTH,), (STREAMS,)], ids=("colour", "depth", "streams"))
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
 def test_savedmodel_runs_on_tensorflow_alone(cases, expected, tmp_path):
@@ -234,14 +234,14 @@ def test_savedmodel_runs_on_tensorflow_alone(cases, expected, tmp_path):
     is_model_json((tmp_path / f"{cases[0]}.savedmodel" / "assets.extra" / "model.json").read_text(), cases[0])
 
 
-@pytest.mark.parity("tensorflow")
+@pytest.mark.needs("tensorflow")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_savedmodel_runs_on_tensorflow_alone_at_all_sizes(expected, tmp_path):
     check_alone(SAVEDMODEL, "savedmodel", CASES, tuple(random_images()), expected, tmp_path)
 
 
-@pytest.mark.parity("onnx", "onnxruntime")
+@pytest.mark.needs("onnx", "onnxruntime")
 @pytest.mark.parametrize("case", [*CASES, DEPTH, STREAMS], ids=str)
 def test_onnx_runs_on_onnxruntime(case, expected, tmp_path):
     import onnx
@@ -259,7 +259,7 @@ def test_onnx_runs_on_onnxruntime(case, expected, tmp_path):
         check(logits, expected(case)[name])
 
 
-@pytest.mark.parity("onnx")
+@pytest.mark.needs("onnx")
 def test_onnx_has_the_names_and_shapes_of_the_release(tmp_path):
     import onnx
 
@@ -305,7 +305,7 @@ def torch_logits(model, images):
 CAFFE = tuple(case for case in CASES if case.geometry == "caffe")
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("case", CAFFE, ids=str)
 def test_torchfcn_runs_on_pytorch(case, expected, tmp_path):
     import torch
@@ -320,7 +320,7 @@ def test_torchfcn_runs_on_pytorch(case, expected, tmp_path):
         check(torch_logits(model, random_images()[name]), expected(case)[name])
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("case", CAFFE, ids=str)
 def test_safetensors_run_on_pytorch(case, expected, tmp_path):
     from safetensors.torch import load_file
@@ -356,7 +356,7 @@ def test_safetensors_have_the_layouts_of_pytorch(tmp_path):
     assert shapes["upscore.weight"] == (3, 3, 64, 64)
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.slow
 def test_torchfcn_of_full_width(tmp_path):
     import torch

@@ -38,7 +38,7 @@ def converted(tmp_path_factory):
     return path
 
 
-ONNX = pytest.param("onnx", marks=pytest.mark.parity("onnx"))
+ONNX = pytest.param("onnx", marks=pytest.mark.needs("onnx"))
 
 
 @pytest.mark.parametrize("format", ["stablehlo", ONNX, "safetensors"])
@@ -140,7 +140,7 @@ def test_the_class_of_pytorch_fcn_is_named(case, message):
     assert re.search(message, export.torchfcn.usage(pathlib.Path("x.pth"), spec))
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("case", [Case("fcn32s", "caffe", "fixed", at_once=True), Case("fcn8s", "caffe", "learned")])
 def test_pytorch_fcn_has_networks_of_full_width(case):
     export.torchfcn.check(case.spec(width=64, fc_width=4096, classes=21))
@@ -201,7 +201,7 @@ def test_what_a_killed_command_left_is_replaced(converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-FORMATS = ["stablehlo", ONNX, "safetensors", pytest.param("savedmodel", marks=pytest.mark.parity("tensorflow"))]
+FORMATS = ["stablehlo", ONNX, "safetensors", pytest.param("savedmodel", marks=pytest.mark.needs("tensorflow"))]
 
 
 @needs_namespaces

@@ -55,8 +55,8 @@ def test_every_image_is_covered_by_the_crops():
             assert jax.eval_shape(fcn.FCN(model).apply, variables, image).shape == (1, side, 1, 1)
 
 
-@pytest.mark.parity("onnx")
-@pytest.mark.parity("onnxruntime")
+@pytest.mark.needs("onnx")
+@pytest.mark.needs("onnxruntime")
 def test_onnx_has_the_same_scores(tmp_path):
     import onnxruntime
 

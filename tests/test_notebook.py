@@ -1,6 +1,5 @@
 """The notebook: what is stored in it, and that it runs."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -64,12 +63,10 @@ def test_links_lead_to_files():
     assert all((NOTEBOOK.parent / target).is_file() for target in targets), targets
 
 
+@pytest.mark.needs(*JUPYTER)
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     """In a process of its own, whose libraries may warn, and with the devices and optimisations of a user."""
-    missing = [package for package in JUPYTER if importlib.util.find_spec(package) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install -e '.[notebook]'")
     path = tmp_path / NOTEBOOK.name
     shutil.copy(NOTEBOOK, path)
     environment = {**os.environ, "HOME": str(tmp_path), "XLA_FLAGS": ""}

@@ -18,7 +18,7 @@ import torch_reference  # noqa: E402
 
 torch.set_num_threads(1)  # where layers are this small, threads cost ten times what they save
 
-pytestmark = pytest.mark.parity("torch")
+pytestmark = pytest.mark.needs("torch")
 BOUND = 1e-4  # of the largest value, in float32
 CLASSES = 5
 WIDTH = 4

@@ -238,7 +238,7 @@ def test_it_is_one_file_that_asks_nobody(report):
     assert re.search(r"<td>seed<td>0<td>1", text)
 
 
-@pytest.mark.browser
+@pytest.mark.needs("playwright")
 def test_in_a_browser(report, tmp_path):
     with browser.opened() as page:
         page.goto(report.as_uri())

@@ -186,7 +186,7 @@ def test_file_of_the_library(tmp_path):
     np.testing.assert_array_equal(got.arrays["fc7/bias"], state["pre_logits.fc2.bias"])
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 def test_file_of_pytorch(tmp_path):
     import torch
     from safetensors.torch import save_file

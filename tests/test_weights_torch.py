@@ -618,7 +618,7 @@ def test_empty(tmp_path):
 # PyTorch's own files.
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_files(tmp_path, zipped):
     import torch
@@ -650,7 +650,7 @@ def test_real_files(tmp_path, zipped):
         }
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_checkpoint(tmp_path, zipped):
     import torch
@@ -667,7 +667,7 @@ def test_real_checkpoint(tmp_path, zipped):
     np.testing.assert_array_equal(got.arrays["conv1_1/kernel"], weight.transpose(2, 3, 1, 0))
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_network_is_refused(tmp_path, zipped):
     import torch
@@ -676,7 +676,7 @@ def test_real_network_is_refused(tmp_path, zipped):
     refused(tmp_path / "w", r"holds a torch.nn.modules.conv.Conv2d, .* save it with torch.save\(network.state_dict")
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 def test_layers_against_pytorch(tmp_path):
     import torch
 

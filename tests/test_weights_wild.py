@@ -519,7 +519,7 @@ def test_files_that_are_no_weights_say_what_to_do(tmp_path):
 # PyTorch's own files.
 
 
-@pytest.mark.parity("torch")
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("zipped", [True, False])
 def test_real_objects(tmp_path, zipped):
     import argparse

@@ -51,6 +51,7 @@ _MEMORY = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=0.99,
 )
+_REFINE = flags.DEFINE_bool("refine", False, "Align masks with the contours of each frame; slower.")
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 512, "Longer frames are segmented at this length; 0: never.", lower_bound=0
 )
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         extras.need(package, "video")
     writer.check(path, alpha=bool(_REMOVE.value) and _FILL.value == "transparent")
     with Reader(source) as reader:
-        network = load(checkpoint, which=_WHICH.value, max_side=0)
+        network = load(checkpoint, which=_WHICH.value, max_side=0, refine=_REFINE.value)
         if network.spec.input_names != ("colour",):
             raise ValueError(f"{checkpoint} takes {'+'.join(network.spec.input_names)}, videos have colour alone")
         count = convert(network, reader, path, _options(network))
