@@ -1,6 +1,8 @@
 """Videos in and out: times, sound, rotation, odd sizes, damage; masks over time; what holes are filled with."""
 
 import itertools
+import os
+import signal
 import struct
 from fractions import Fraction
 
@@ -176,6 +178,35 @@ def test_a_file_that_is_cut_off_gives_what_it_has(network, tmp_path):
     assert 3 <= len(frames_of(tmp_path / "out.mp4")[0]) <= 8
 
 
+def test_a_camera_is_recorded_until_ctrl_c(network, tmp_path, monkeypatch):
+    """A file stands for it, which OpenCV opens alike; after five frames comes Ctrl-C."""
+    source = make_video(tmp_path / "in.avi", [scene(seed=k) for k in range(9)], codec="mjpeg", pixels="yuvj444p")
+    plain = cv2.VideoCapture
+
+    class Capture:
+        def __init__(self, device):
+            assert device == 0
+            self._file, self._left = plain(str(source)), 5
+
+        def read(self):
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self._file.read()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    done = convert(network, "camera", tmp_path / "out.mp4", "--side", "--show=mask")
+    assert done.returncode == 0, done.stderr
+    times, frames = frames_of(tmp_path / "out.mp4")
+    assert len(times) == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert all(before < after for before, after in itertools.pairwise(times))
+    assert psnr(frames[0][:, :62], scene()[:, :62]) > 26
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -186,6 +217,7 @@ def test_a_file_that_is_cut_off_gives_what_it_has(network, tmp_path):
         (["--remove=cell", "--fill=colour", "--colour=300,0,0"], "give red, green and blue"),
         (["--input=nowhere.mp4"], "there is no video 'nowhere.mp4'"),
         (["--input=README.md"], "no video that can be read"),
+        (["--input=/dev/video97"], "there is no camera '/dev/video97'"),
     ],
 )
 def test_refusals_are_one_line_and_leave_nothing(arguments, reason, network, tmp_path):

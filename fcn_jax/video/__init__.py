@@ -1,5 +1,5 @@
 """Videos: segmented frame by frame, and with objects removed. By PyAV and OpenCV (the extra `video`).
 
 PyAV reads and writes (FFmpeg with x264 and VP9 in its wheel, sound copied, timestamps exact), since OpenCV's own
-reader drops sound, timestamps and transparency. OpenCV finds motion and inpaints.
+reader drops sound, timestamps and transparency. OpenCV finds motion, inpaints, and opens cameras.
 """

@@ -21,7 +21,7 @@ from fcn_jax import cli, extras
 from fcn_jax.predictor import Predictor, load
 from fcn_jax.run import progress
 from fcn_jax.video import motion, process, writer
-from fcn_jax.video.reader import Frame, Reader
+from fcn_jax.video.reader import Camera, Frame, Reader, open_source
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as caffe-fcn8s."
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     for package in ("av", "cv2"):
         extras.need(package, "video")
     writer.check(path, alpha=bool(_REMOVE.value) and _FILL.value == "transparent")
-    with Reader(source) as reader:
+    with open_source(source) as reader:
         network = load(checkpoint, which=_WHICH.value, max_side=0, refine=_REFINE.value)
         if network.spec.input_names != ("colour",):
             raise ValueError(f"{checkpoint} takes {'+'.join(network.spec.input_names)}, videos have colour alone")
@@ -117,7 +117,7 @@ def _options(network: Predictor) -> process.Options:
     )
 
 
-def convert(network: Predictor, reader: Reader, path: pathlib.Path, options: process.Options) -> int:
+def convert(network: Predictor, reader: Reader | Camera, path: pathlib.Path, options: process.Options) -> int:
     """Writes the whole video, or nothing; how many frames it has. What a camera has shown up to Ctrl-C is whole.
 
     Raises:
@@ -131,16 +131,7 @@ def convert(network: Predictor, reader: Reader, path: pathlib.Path, options: pro
         def frames() -> Iterator[Frame]:
             """Those of the reader, up to --seconds; the sound goes straight to the writer."""
             start = None
-            events = reader.packets()
-            while True:
-                try:
-                    event = next(events, None)
-                except KeyboardInterrupt:
-                    if reader.is_camera:
-                        return
-                    raise
-                if event is None:
-                    return
+            for event in reader.packets():
                 if not isinstance(event, Frame):
                     out[0].packet(event) if out else waiting.append(event)
                     continue

@@ -2,7 +2,8 @@
 
 import logging
 import pathlib
-import sys
+import signal
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -12,8 +13,6 @@ import numpy as np
 from fcn_jax import extras
 
 log = logging.getLogger("fcn_jax.video")
-
-_CAMERAS = {"linux": "v4l2", "darwin": "avfoundation"}
 
 
 class Frame(NamedTuple):
@@ -35,7 +34,7 @@ class Reader:
     """
 
     def __init__(self, source: str):
-        """Opens a file, or a camera: /dev/video0, or `camera` for the first one.
+        """Opens a file.
 
         Raises:
           FileNotFoundError: there is no such file.
@@ -43,11 +42,10 @@ class Reader:
         """
         self._av = extras.need("av", "video")
         self.source, self.broken = source, 0
-        self.is_camera = source == "camera" or source.startswith("/dev/video")
+        if not pathlib.Path(source).is_file():
+            raise FileNotFoundError(f"there is no video {source!r}")
         try:
-            self._container = self._open()
-        except self._av.error.FileNotFoundError:
-            raise FileNotFoundError(f"there is no video {source!r}") from None
+            self._container = self._av.open(source)
         except (self._av.error.FFmpegError, OSError) as error:
             raise ValueError(f"{source!r} is no video that can be read ({_reason(error)})") from None
         if not self._container.streams.video:
@@ -60,17 +58,7 @@ class Reader:
         self.rate: Fraction | None = self.stream.average_rate
         self.total = self._count()
 
-    def _open(self) -> Any:
-        if not self.is_camera:
-            if not pathlib.Path(self.source).is_file():
-                raise self._av.error.FileNotFoundError(2, "no such file", self.source)
-            return self._av.open(self.source)
-        device = "/dev/video0" if self.source == "camera" and sys.platform == "linux" else self.source
-        return self._av.open("0" if device == "camera" else device, format=_CAMERAS.get(sys.platform))
-
     def _count(self) -> int:
-        if self.is_camera:
-            return 0
         if self.stream.frames:
             return int(self.stream.frames)
         seconds = (self._container.duration or 0) / self._av.time_base
@@ -89,12 +77,12 @@ class Reader:
                     yield packet
                 continue
             for frame in self._decoded(packet):
-                time = frame.pts if frame.pts is not None else (0 if last is None else last + 1)
-                if last is not None and time <= last:
-                    self._pass(time, "its time is not after that of the one before")
+                when = frame.pts if frame.pts is not None else (0 if last is None else last + 1)
+                if last is not None and when <= last:
+                    self._pass(when, "its time is not after that of the one before")
                     continue
-                last = time
-                yield Frame(_upright(frame), time)
+                last = when
+                yield Frame(_upright(frame), when)
 
     def _demuxed(self, streams: list[Any]) -> Iterator[Any]:
         """Up to where the file is cut off."""
@@ -117,10 +105,10 @@ class Reader:
                 good.append(frame)
         return good
 
-    def _pass(self, time: int | None, reason: str) -> None:
+    def _pass(self, when: int | None, reason: str) -> None:
         self.broken += 1
         if self.broken <= 10:
-            where = f"at {float(time * self.time_base):.2f} s" if time is not None else "without a time"
+            where = f"at {float(when * self.time_base):.2f} s" if when is not None else "without a time"
             log.warning("%s: the frame %s is passed over: %s", self.source, where, reason)
 
     def __enter__(self) -> "Reader":
@@ -128,6 +116,60 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
+
+
+class Camera:
+    """A camera as a Reader, by OpenCV, which opens them alike on every system; its times are those of the clock.
+
+    The first Ctrl-C ends it, whatever is computed at that moment: what it has shown up to then becomes a whole video.
+    """
+
+    time_base = Fraction(1, 1000)
+    total = broken = 0
+    sound = None
+
+    def __init__(self, source: str):
+        """Opens a camera: `camera` for the first one, or a device such as /dev/video2.
+
+        Raises:
+          ValueError: it cannot be opened, or OpenCV is not installed.
+        """
+        self._cv2 = extras.need("cv2", "video")
+        self.source, self._stopped = source, False
+        if source.startswith("/dev/") and not pathlib.Path(source).exists():
+            raise ValueError(f"there is no camera {source!r}")
+        self._capture = self._cv2.VideoCapture(0 if source == "camera" else source)
+        if not self._capture.isOpened():
+            raise ValueError(f"the camera {source!r} cannot be opened: is it there, and may you use it?")
+        rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        self.rate = Fraction(rate).limit_denominator(1001) if rate and rate > 0 else None
+
+    def packets(self) -> Iterator[Frame]:
+        """Each Frame, until the camera gives no more, or Ctrl-C."""
+        began, last = time.monotonic(), -1
+        while not self._stopped:
+            good, pixels = self._capture.read()
+            if not good:
+                return
+            last = max(last + 1, round(1000 * (time.monotonic() - began)))
+            yield Frame(self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB), last)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self._stopped = True
+        signal.signal(number, self._usual)  # the second one ends at once
+
+    def __enter__(self) -> "Camera":
+        self._usual = signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._usual)
+        self._capture.release()
+
+
+def open_source(source: str) -> "Reader | Camera":
+    """A video file, or a camera: `camera` or /dev/video..."""
+    return Camera(source) if source == "camera" or source.startswith("/dev/video") else Reader(source)
 
 
 def _upright(frame: Any) -> np.ndarray:
