@@ -52,6 +52,7 @@ _LIMITS: dict[str, tuple[float | None, float | None]] = {
     "optim.clip_norm": (0, None),
     "optim.ema": (0, 0.999999),
     "loss.sampling": (0.01, 1),
+    "distill.weight": (0, 1),
     "eval.batch_size": (1, None),
     "eval.every": (0, None),
     "eval.pictures": (0, None),
@@ -139,6 +140,11 @@ def default() -> ConfigDict:
     # Patchwise training: each cell of 32 x 32 pixels counts with this probability; a larger batch makes up for it.
     c.loss.sampling = 1.0
     c.loss.class_weights = "none"  # none, median_frequency, sqrt_median_frequency, or one number per class: 1,0.5,2
+
+    c.distill = ConfigDict()
+    # A trained network of the same classes, which tells what it finds in each crop: a run, a checkpoint, or a name.
+    c.distill.teacher = ""
+    c.distill.weight = 0.5  # how much that counts; the labels count the rest
 
     c.sharding = ConfigDict()
     c.sharding.params = False  # divide parameters and optimizer state over the devices, instead of copies on each

@@ -22,12 +22,14 @@ class Loss:
       normalization: as in `pixel_weights`.
       heads: where the classes of each head are in the logits; the losses of several are added.
       sampling: the probability with which a cell counts, as in `sampled`.
+      soft: how much soft labels count, where a batch has any; the labels count the rest.
     """
 
     class_weights: jax.Array
     normalization: str
     heads: tuple[slice, ...] = (slice(None),)
     sampling: float = 1.0
+    soft: float = 0.0
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -40,6 +42,14 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     safe = jnp.where(valid, label, 0).astype(jnp.int32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), safe)
     return jnp.where(valid, loss, 0.0)
+
+
+def divergence(logits: jax.Array, soft: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence float32 [..., H, W] in nats of logits [..., H, W, C] from probabilities like them.
+
+    Zero where they say the same; its gradient is that of the cross-entropy with soft labels.
+    """
+    return optax.kl_divergence(jax.nn.log_softmax(logits.astype(jnp.float32)), soft)
 
 
 def pixel_weights(label: jax.Array, normalization: str, class_weights: jax.Array) -> jax.Array:

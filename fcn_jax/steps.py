@@ -56,7 +56,8 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
 
     Args:
       batch: image uint8 [A, B, H, W, 3] (or what the network takes), label uint8 [A, B, H, W] (255 void; of several
-        heads [A, B, H, W, heads]), size int32 [A, B, 2]; the gradients of the A batches are accumulated.
+        heads [A, B, H, W, heads]), size int32 [A, B, 2]; the gradients of the A batches are accumulated. Perhaps
+        soft float32 [A, B, H, W, C], a teacher's probabilities, which count where there are labels.
 
     Returns:
       The next state and {'loss', 'gradient_norm'}, float32 [].
@@ -72,12 +73,16 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
         key = jax.random.fold_in(dropout_key, 2**31)
         weights = [losses.sampled(weight, key, loss.sampling, loss.normalization) for weight in weights]
 
-    def loss_fn(params: Any, index: jax.Array | int, image: Any, size: Any, labels: Any, weights: Any) -> jax.Array:
+    def pixel_loss(logits: jax.Array, label: Any, soft: Any) -> jax.Array:
+        hard = losses.cross_entropy(logits, label)
+        return hard if soft is None else (1 - loss.soft) * hard + loss.soft * losses.divergence(logits, soft)
+
+    def loss_fn(params: Any, index: Any, image: Any, size: Any, labels: Any, weights: Any, soft: Any) -> jax.Array:
         params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, update.groups)
         rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
         logits: Any = update.model.apply({"params": update.gather(params)}, image, size, train=True, rngs=rngs)
         terms = [
-            jnp.sum(weight * losses.cross_entropy(logits[..., place], label))
+            jnp.sum(weight * pixel_loss(logits[..., place], label, None if soft is None else soft[..., place]))
             for place, label, weight in zip(heads, labels, weights, strict=True)
         ]
         return functools.reduce(jnp.add, terms)
@@ -86,7 +91,7 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(state.params, *item)), None
 
     accumulated = batch["image"].shape[0]
-    items = (jnp.arange(accumulated), batch["image"], batch["size"], labels, weights)
+    items = (jnp.arange(accumulated), batch["image"], batch["size"], labels, weights, batch.get("soft"))
     if accumulated == 1:  # a loop of one is still a loop to XLA:CPU, whose convolutions are slow inside of loops
         total, grads = jax.value_and_grad(loss_fn)(state.params, *jax.tree.map(lambda item: item[0], items))
     else:

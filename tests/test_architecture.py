@@ -50,8 +50,20 @@ ALLOWED = {
     "run/rules": {"config", "data", "json_file"},
     "run/diagnosis": {"config", "data", "run.context", "visualize"},
     "run/parameters": {"checkpoint", "config", "models", "run.context", "run.resume", "weights"},
+    "run/teacher": {"checkpoint", "models", "multiscale", "networks", "run.context", "sharding"},
     "run/stage": {
-        *("checkpoint", "config", "data", "losses", "models", "optim", "run.context", "sharding", "steps"),
+        *(
+            "checkpoint",
+            "config",
+            "data",
+            "losses",
+            "models",
+            "optim",
+            "run.context",
+            "run.teacher",
+            "sharding",
+            "steps",
+        ),
         "train_state",
     },
     "evaluate": {

@@ -207,3 +207,18 @@ def test_sampled_weights_are_those_of_whole_cells_and_right_on_average(normaliza
     assert abs(np.corrcoef(kept[:, 0, 0, 0, 0], kept[:, 0, 1, 0, 0])[0, 1]) < 0.1
     # A mean over 2,000 draws of 0 or 4 with probability 1/4 deviates by 0.04; five times that is allowed.
     np.testing.assert_allclose(found.mean(0) / (factor * np.asarray(weights)), 1, atol=0.2)
+
+
+def test_divergence_from_a_teacher():
+    """By its definition; zero from oneself; its gradient is that of the cross-entropy with soft labels."""
+    rng = np.random.default_rng(0)
+    logits = jnp.array(rng.normal(size=(3, 5, 4)), jnp.float32)
+    soft = jnp.array(rng.dirichlet(np.ones(4), (3, 5)), jnp.float32)
+    own = jax.nn.softmax(logits)
+    expected = (np.asarray(soft) * (np.log(soft) - np.log(own))).sum(-1)
+    np.testing.assert_allclose(losses.divergence(logits, soft), expected, atol=1e-6)
+    np.testing.assert_allclose(losses.divergence(logits, own), 0, atol=1e-6)
+    gradient = jax.grad(lambda x: losses.divergence(x, soft).sum())(logits)
+    np.testing.assert_allclose(gradient, own - soft, atol=1e-6)
+    sure = jax.nn.one_hot(jnp.array([0, 3]), 4)  # probabilities of 0 are no NaN
+    assert np.isfinite(losses.divergence(jnp.zeros((2, 4)), sure)).all()

@@ -356,6 +356,36 @@ def test_out_of_memory_is_found_before_the_weights_are_read(data_dir, tmp_path, 
         train.train_and_evaluate(tiny_config(data_dir, **{"init.weights": "/nowhere"}), tmp_path)
 
 
+def test_a_teacher_teaches(finished, data_dir, tmp_path, caplog):
+    """A smaller network; where its teacher counts alone, labels do not matter, and a resumed run is the same."""
+    caplog.set_level("INFO")
+    taught = {"distill.teacher": str(finished), "distill.weight": 1.0, "network": "fcn32s", "steps": (3,)}
+    c = tiny_config(data_dir, **taught, **{"learning_rate": (1e-2,), "model.fc_width": 3})
+    train.train_and_evaluate(c, tmp_path / "taught")
+    assert f"taught by {finished}, which counts 1" in caplog.text
+    found = losses(tmp_path / "taught")
+    assert all(0 < loss < np.log(6) for loss in found.values())
+    c.distill.weight = 0.0
+    train.train_and_evaluate(c, tmp_path / "alone")
+    c.distill.teacher = ""
+    train.train_and_evaluate(c, tmp_path / "plain")
+    assert losses(tmp_path / "alone") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert found[1] != pytest.approx(losses(tmp_path / "plain")[1], rel=1e-2)
+
+
+def test_a_teacher_of_other_classes_is_refused(finished, data_dir, tmp_path):
+    from test_outputs import network, params
+
+    spec = network()
+    checkpoint.save_params(tmp_path / "other", params(spec), spec)
+    c = tiny_config(data_dir, **{"distill.teacher": str(tmp_path / "other")})
+    with pytest.raises(ValueError, match="has other classes: background, cell, nucleus"):
+        train.train_and_evaluate(c, tmp_path / "run")
+    c.distill.teacher = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train.train_and_evaluate(c, tmp_path / "run")
+
+
 def test_overlapping_splits_are_refused(data_dir, tmp_path):
     with pytest.raises(ValueError, match="2 images are in both"):
         train.train_and_evaluate(tiny_config(data_dir, **{"data.train_split": "tiny"}), tmp_path / "run")

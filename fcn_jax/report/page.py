@@ -98,8 +98,8 @@ def _sure(found: Interval) -> str:
 
 
 def _published(run: Run) -> Row | None:
-    split = run.split.split if run.split is not None else run.config["data.eval_split"]
-    return ROWS.get((run.config["data.name"], split, run.spec.network))
+    split = run.split.split if run.split is not None else run.settings["data.eval_split"]
+    return ROWS.get((run.settings["data.name"], split, run.spec.network))
 
 
 def _scores(runs: Sequence[Run]) -> str:
@@ -125,7 +125,7 @@ def _scores(runs: Sequence[Run]) -> str:
 
 
 def _scoring(run: Run) -> str:
-    scales, flip, mask = (run.config[f"eval.{key}"] for key in ("scales", "flip", "mask"))
+    scales, flip, mask = (run.settings[f"eval.{key}"] for key in ("scales", "flip", "mask"))
     plain = list(scales) == [1.0] and not flip
     how = "" if plain else f", at {', '.join(f'{s:g}' for s in scales)} times the size{' and mirrored' if flip else ''}"
     return how + (f", without {mask}" if mask else "")
@@ -267,13 +267,13 @@ def _recorded(runs: Sequence[Run]) -> str:
 def _settings(runs: Sequence[Run]) -> str:
     """What differs between runs; of one run what differs from the defaults."""
     if len(runs) > 1:
-        keys = [key for key in runs[0].config if len({_text(run.config.get(key)) for run in runs}) > 1]
-        rows = [[html.escape(key), *(_text(run.config.get(key)) for run in runs)] for key in keys]
+        keys = [key for key in runs[0].settings if len({_text(run.settings.get(key)) for run in runs}) > 1]
+        rows = [[html.escape(key), *(_text(run.settings.get(key)) for run in runs)] for key in keys]
         head, none = ["key", *(html.escape(run.name) for run in runs)], "<p>All settings are alike.</p>"
     else:
         defaults = config_lib.completed({})
-        keys = [key for key, value in runs[0].config.items() if value != defaults.get(key)]
-        rows = [[html.escape(key), _text(runs[0].config[key]), _text(defaults.get(key))] for key in keys]
+        keys = [key for key, value in runs[0].settings.items() if value != defaults.get(key)]
+        rows = [[html.escape(key), _text(runs[0].settings[key]), _text(defaults.get(key))] for key in keys]
         head, none = ["key", "value", "default"], "<p>All settings are the defaults.</p>"
     return _table(head, rows, words=len(head)) if rows else none
 
@@ -290,9 +290,9 @@ def _data(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 html.escape(run.name),
-                html.escape(run.config["data.name"]),
-                html.escape(run.config["data.train_split"]),
-                html.escape(split.split if split is not None else run.config["data.eval_split"]),
+                html.escape(run.settings["data.name"]),
+                html.escape(run.settings["data.train_split"]),
+                html.escape(split.split if split is not None else run.settings["data.eval_split"]),
                 "-" if split is None else str(len(split.ids)),
                 "-" if split is None else str(len(split.corrupt)),
                 labelled,
@@ -324,7 +324,7 @@ def _cost(runs: Sequence[Run]) -> str:
 
 
 def _batch(run: Run) -> int:
-    return int(run.config["data.batch_size"]) * int(run.config["data.accumulate"])
+    return int(run.settings["data.batch_size"]) * int(run.settings["data.accumulate"])
 
 
 def _last(run: Run, key: str) -> str:

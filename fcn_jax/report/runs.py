@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
       name: what it is called in the report: of its folder.
-      config: {key: value} of config.json, flat, with defaults for keys that are newer.
+      settings: {key: value} of config.json, flat, with defaults for keys that are newer.
       points: of curves.jsonl.
       starts: of starts.jsonl.
       recorded: {name: eval_<name>.json} of all evaluations.
@@ -34,7 +34,7 @@ class Run:
 
     name: str
     workdir: pathlib.Path
-    config: dict[str, Any]
+    settings: dict[str, Any]
     points: list[dict[str, Any]]
     starts: list[dict[str, Any]]
     recorded: dict[str, dict[str, Any]]
@@ -84,7 +84,7 @@ def open_run(workdir: pathlib.Path, *, which: str, split: str, number: int, name
     return Run(
         name=name,
         workdir=workdir,
-        config=config,
+        settings=config,
         points=curves.read(workdir),
         starts=environment.read(workdir),
         recorded={p.stem.removeprefix("eval_"): json_file.read(p) for p in sorted(workdir.glob("eval_*.json"))},

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fcn_jax import checkpoint, losses, optim, sharding, steps, train_state
 from fcn_jax import config as config_lib
@@ -15,6 +16,7 @@ from fcn_jax.config import Stage
 from fcn_jax.data import datasets, pipeline
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import ModelSpec
+from fcn_jax.run import teacher
 from fcn_jax.run.context import Run
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,12 @@ def ready(run: Run, stage: Stage) -> Ready:
     abstract = jax.eval_shape(create, fcn.abstract_params(spec))
     abstract = checkpoint.with_sharding(abstract, sharding.place(abstract, run.mesh, divided=config.sharding.params))
     canvas = tuple(config.data.crop_size) or pipeline.largest_size(run.train_split)
-    update = compile_update(run, stage, optimizer, abstract, canvas)
+    teach = teacher.asked(run, spec)
+    compiled = compile_update(run, stage, optimizer, abstract, canvas)
+
+    def update(state: train_state.TrainState, arrays: Any) -> Any:
+        return compiled(state, teach(arrays))
+
     return Ready(spec, create, abstract, _dataset(run, stage, canvas), update, rate)
 
 
@@ -107,6 +114,7 @@ def compile_update(
             normalization=config.loss.normalization,
             heads=tuple(place for _, place in spec.outputs),
             sampling=config.loss.sampling,
+            soft=config.distill.weight if config.distill.teacher else 0.0,
         ),
         seed=config.seed,
         ema=config.optim.ema,
@@ -115,7 +123,11 @@ def compile_update(
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    batch = steps.batch_shapes(spec, (config.data.accumulate, config.data.batch_size), canvas, split)
+    lead = (config.data.accumulate, config.data.batch_size)
+    batch = steps.batch_shapes(spec, lead, canvas, split)
+    if config.distill.teacher:
+        shape = (*lead, *canvas, len(spec.class_names))
+        batch["soft"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     began = time.monotonic()
     step = functools.partial(steps.train_step, update=update)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(abstract, batch).compile()
