@@ -25,11 +25,13 @@ from fcn_jax.report import measure
 
 def box(x, radius):
     """Means over windows that end at the edges, [B, H, W, C]."""
-    window = (1, 2 * radius + 1, 2 * radius + 1, 1)
-    total, count = (
-        lax.reduce_window(y, 0.0, lax.add, window, (1, 1, 1, 1), "SAME") for y in (x, jnp.ones_like(x[..., :1]))
-    )
-    return total / count
+    count = 1
+    for axis in (1, 2):
+        window = tuple(2 * radius + 1 if place == axis else 1 for place in range(4))
+        x = lax.reduce_window(x, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
+        along = np.convolve(np.ones(x.shape[axis], np.float32), np.ones(2 * radius + 1), "same").astype(np.float32)
+        count = count * along.reshape([-1 if place == axis else 1 for place in range(4)])
+    return x / count
 
 
 def guided(image, scores, sizes, *, radius, epsilon):

@@ -1,5 +1,9 @@
-"""Networks by name: those that others publish are converted once, and are then checkpoints like any other."""
+"""Networks by name, which are converted once, and are then checkpoints like any other.
 
+Small ones come along in boxed/, each with a model card; those that others publish are downloaded.
+"""
+
+import hashlib
 import logging
 import os
 import pathlib
@@ -18,12 +22,15 @@ PUBLISHED = {
     "pytorch-fcn8s": "fcn8s",
     "pytorch-fcn8s-atonce": "fcn8s_atonce",
 }
+BOXED = pathlib.Path(__file__).parent / "boxed"  # NAME.safetensors of 16 bits, NAME.md
 # Whose classes networks without names have, by how many each head has.
 _RELEASED = {(21,): "voc_segmentation", (40,): "nyudv2", (33, 3): "sift_flow", (60,): "pascal_context"}
 
 
 def locate(source: str | os.PathLike[str], cache_dir: str = CACHE) -> pathlib.Path:
-    """The path of a checkpoint: `source`, or for a name of PUBLISHED what it is converted to, in the cache.
+    """The path of a checkpoint: `source`, or for the name of a network what it is converted to, in the cache.
+
+    Names are those of PUBLISHED and of `boxed`.
 
     Raises:
       OSError: the download failed.
@@ -35,14 +42,16 @@ def locate(source: str | os.PathLike[str], cache_dir: str = CACHE) -> pathlib.Pa
     from fcn_jax import download, weights
     from fcn_jax.weights import convert
 
+    cache = pathlib.Path(cache_dir).expanduser().absolute()
+    if name in boxed():
+        return _unboxed(name, cache)
     if name not in PUBLISHED:
         if name in weights.SOURCES:
             raise ValueError(
                 f"{name} is a classifier, to start training from: a network is a run, converted weights, or one of"
-                f" {', '.join(PUBLISHED)}"
+                f" {', '.join((*boxed(), *PUBLISHED))}"
             )
         return path
-    cache = pathlib.Path(cache_dir).expanduser().absolute()
     converted = cache / "networks" / name
     with download.exclusive(cache / "networks"):
         if not converted.exists():
@@ -51,6 +60,27 @@ def locate(source: str | os.PathLike[str], cache_dir: str = CACHE) -> pathlib.Pa
             class_names, palette = classes_of(found.model, heads)
             spec = convert.spec_for(found, model=PUBLISHED[name], class_names=class_names, palette=palette)
             log.info("converting %s once: %s", name, convert.describe(spec))
+            convert.write(converted, convert.fit(found, spec), spec)
+    return converted
+
+
+def boxed() -> list[str]:
+    """The names of the networks that come along."""
+    return sorted(path.stem for path in BOXED.glob("*.safetensors"))
+
+
+def _unboxed(name: str, cache: pathlib.Path) -> pathlib.Path:
+    """By its digest, since a later version may bring another network of that name."""
+    from fcn_jax import download, weights
+    from fcn_jax.weights import convert
+
+    path = BOXED / f"{name}.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    converted = cache / "networks" / f"{name}-{digest[:12]}"
+    with download.exclusive(cache / "networks"):
+        if not converted.exists():
+            found = weights.read_file(path)
+            spec = convert.spec_for(found)
             convert.write(converted, convert.fit(found, spec), spec)
     return converted
 
