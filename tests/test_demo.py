@@ -200,6 +200,11 @@ def test_in_a_browser(address, tmp_path):
         assert page.evaluate(alpha) == [200, 30, 40, 153]
         page.locator("#opacity").fill("100")
         assert page.evaluate(alpha) == [200, 30, 40, 255]
+        page.locator("#none").click()
+        assert page.evaluate(alpha)[3] == 0
+        page.locator("#all").click()
+        assert page.evaluate(alpha)[3] == 255
+        rows.nth(0).locator("input").uncheck()
         rows.nth(1).locator("input").uncheck()
         assert page.evaluate(alpha)[3] == 0
         rows.nth(1).locator("input").check()
