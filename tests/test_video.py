@@ -140,6 +140,37 @@ def test_odd_sizes_get_one_more_line(size, tmp_path):
     assert psnr(frames[0][:height, :width], picture) > 28  # four pixels share a colour
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv"])
+def test_colours_are_said_and_stay(suffix, network, tmp_path):
+    """Players guess what is not said by the size of a video, and greens shift."""
+    green = np.full((48, 64, 3), (30, 200, 60), np.uint8)
+    source = make_video(tmp_path / "in.mp4", [green] * 3)
+    output = tmp_path / f"out{suffix}"
+    assert convert(network, source, output, "--side").returncode == 0
+    with av.open(str(output)) as file:
+        frame = next(file.decode(video=0))
+        said = file.streams.video[0].codec_context
+        assert (said.colorspace, said.color_range) == (1, 1)  # BT.709, limited
+        found = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    assert np.abs(found[10:40, 10:50].astype(int) - (30, 200, 60)).max() <= 6
+
+
+def test_pixels_that_are_not_square_stay_so(network, tmp_path):
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
+        for index in range(2):
+            frame = av.VideoFrame.from_ndarray(scene(), format="rgb24")
+            frame.pts = index
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    assert convert(network, source, tmp_path / "out.mp4").returncode == 0
+    with av.open(str(tmp_path / "out.mp4")) as file:
+        assert file.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+
+
 @pytest.mark.parametrize("suffix", [".mov", ".webm"])
 def test_transparent_videos(suffix, tmp_path):
     picture = np.dstack([scene(), np.zeros((48, 64), np.uint8)])

@@ -152,6 +152,7 @@ def convert(network: Predictor, reader: Reader | Camera, path: pathlib.Path, opt
                     rate=reader.rate,
                     sound=sound,
                     alpha=options.alpha,
+                    aspect=reader.aspect,
                 )
                 out.append(stack.enter_context(opened))
                 for packet in waiting:

@@ -31,6 +31,7 @@ class Reader:
       total: about how many frames there are; 0 where that is not known, as of a camera.
       sound: the first audio stream (PyAV's), or None.
       broken: how many frames could not be decoded and were passed over.
+      aspect: width of a pixel of an upright frame by its height, where they are not square, and else None.
     """
 
     def __init__(self, source: str):
@@ -57,6 +58,7 @@ class Reader:
         self.time_base: Fraction = self.stream.time_base
         self.rate: Fraction | None = self.stream.average_rate
         self.total = self._count()
+        self.aspect: Fraction | None = None
 
     def _count(self) -> int:
         if self.stream.frames:
@@ -82,6 +84,7 @@ class Reader:
                     self._pass(when, "its time is not after that of the one before")
                     continue
                 last = when
+                self.aspect = self.aspect or _aspect(self.stream, frame)
                 yield Frame(_upright(frame), when)
 
     def _demuxed(self, streams: list[Any]) -> Iterator[Any]:
@@ -118,6 +121,13 @@ class Reader:
         self._container.close()
 
 
+def _aspect(stream: Any, frame: Any) -> Fraction | None:
+    ratio = stream.sample_aspect_ratio
+    if not ratio or ratio == 1:
+        return None
+    return Fraction(1 / ratio if round(frame.rotation / 90) % 2 else ratio)
+
+
 class Camera:
     """A camera as a Reader, by OpenCV, which opens them alike on every system; its times are those of the clock.
 
@@ -126,7 +136,7 @@ class Camera:
 
     time_base = Fraction(1, 1000)
     total = broken = 0
-    sound = None
+    sound = aspect = None
 
     def __init__(self, source: str):
         """Opens a camera: `camera` for the first one, or a device such as /dev/video2.
@@ -173,7 +183,7 @@ def open_source(source: str) -> "Reader | Camera":
 
 
 def _upright(frame: Any) -> np.ndarray:
-    """Its pixels as viewers show them: turned as the file says, with square pixels left as they are."""
+    """Its pixels, turned as the file says."""
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4  # counterclockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else np.asarray(pixels)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fcn_jax import extras
 
+_BT709, _LIMITED = 1, 1  # FFmpeg's numbers of colours and of their range
 _QUALITY = "18"  # x264's crf: hardly to be told from the original
 # By ending: codec, pixels, options. What has transparency first.
 _ALPHA = {
@@ -48,6 +49,7 @@ class Writer:
         rate: Fraction | None,
         sound: Any = None,
         alpha: bool = False,
+        aspect: Fraction | None = None,
     ):
         """Opens a file beside `path`.
 
@@ -57,6 +59,7 @@ class Writer:
           rate: frames a second on average.
           sound: an audio stream (PyAV's) whose packets are copied.
           alpha: frames are [H, W, 4].
+          aspect: width of a pixel by its height, where they are not square.
 
         Raises:
           ValueError: the format does not hold such a sound.
@@ -71,7 +74,13 @@ class Writer:
         self._stream = self._container.add_stream(codec, rate=rate or 25, options=dict(options))
         self._stream.height, self._stream.width = (n + n % 2 for n in size)
         self._stream.pix_fmt = pixels
-        self._stream.codec_context.time_base = self._stream.time_base = time_base
+        context = self._stream.codec_context
+        context.time_base = self._stream.time_base = time_base
+        # Said, and not left to the player's guess by size: else greens of small videos shift when they are enlarged.
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+        if aspect:
+            context.sample_aspect_ratio = aspect
         self._sound = self._add_sound(sound) if sound is not None else None
 
     def _add_sound(self, sound: Any) -> Any:
@@ -90,6 +99,7 @@ class Writer:
         frame = self._av.VideoFrame.from_ndarray(
             np.ascontiguousarray(pixels), format="rgba" if self._alpha else "rgb24"
         )
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG")
         frame.pts, frame.time_base = time, self._stream.codec_context.time_base
         self._write(self._stream.encode(frame))
 
