@@ -59,6 +59,10 @@ class Known:
     def __init__(self, masks):
         self._masks = masks
 
+    def side_of(self, size):
+        """As it is."""
+        return 0
+
     def stream(self, items, *, scored, shrunk):
         """As Predictor.stream, one frame at a time."""
         for mask, (key, _) in zip(self._masks, items, strict=False):
@@ -77,7 +81,7 @@ def removal(frames):
     print("| fill | PSNR of the hole, dB | the worst frame | s a frame |\n|---|---|---|---|")
     for how in ("background", "inpaint", "inpaint (Navier-Stokes)", "blur", "colour"):
         kept, cv2.INPAINT_TELEA = cv2.INPAINT_TELEA, cv2.INPAINT_NS if "Stokes" in how else cv2.INPAINT_TELEA
-        options = process.Options("overlay", np.ones(256, bool), (1,), how.split()[0], memory=0, max_side=0)
+        options = process.Options("overlay", np.ones(256, bool), (1,), how.split()[0], memory=0)
         items = (Frame(pixels, index) for index, pixels in enumerate(shown))
         began = time.perf_counter()
         results = [frame.pixels for frame in process.process(Known(masks), items, options)]
@@ -106,7 +110,7 @@ def flicker(frames, masks):
 
 def smoothing(frames, checkpoint):
     """A line a memory."""
-    network = fcn_jax.load(checkpoint, max_side=0)
+    network = fcn_jax.load(checkpoint, max_side=512)
     print("\n| memory | flicker, % of pixels |\n|---|---|")
     for memory in (0.0, 0.5, 0.7, 0.85):
         options = process.Options("mask", np.ones(256, bool), memory=memory)

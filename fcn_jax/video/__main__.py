@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         extras.need(package, "video")
     writer.check(path, alpha=bool(_REMOVE.value) and _FILL.value == "transparent")
     with open_source(source) as reader:
-        network = load(checkpoint, which=_WHICH.value, max_side=0, refine=_REFINE.value)
+        network = load(checkpoint, which=_WHICH.value, max_side=_MAX_SIDE.value, refine=_REFINE.value)
         if network.spec.input_names != ("colour",):
             raise ValueError(f"{checkpoint} takes {'+'.join(network.spec.input_names)}, videos have colour alone")
         count = convert(network, reader, path, _options(network))
@@ -112,7 +112,6 @@ def _options(network: Predictor) -> process.Options:
         colour=colour,  # type: ignore[arg-type]  # three of them
         grow=_GROW.value / 100,
         memory=_MEMORY.value,
-        max_side=_MAX_SIDE.value,
         side=_SIDE.value,
     )
 

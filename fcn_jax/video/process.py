@@ -28,7 +28,6 @@ class Options(NamedTuple):
       colour: RGB, for `colour`.
       grow: how far what is removed is grown, as a share of the diagonal.
       memory: of what was found before in what is found now, 0..1; motion.Steady.
-      max_side: frames are segmented at so many pixels of their longer side; 0: as they are.
       side: the original beside the result.
     """
 
@@ -39,7 +38,6 @@ class Options(NamedTuple):
     colour: tuple[int, int, int] = (128, 128, 128)
     grow: float = 0.01
     memory: float = motion.MEMORY
-    max_side: int = 512
     side: bool = False
 
     @property
@@ -64,10 +62,13 @@ def process(network: Predictor, frames: Iterator[Frame], options: Options) -> It
 
 
 def segmented(network: Predictor, frames: Iterator[Frame], options: Options) -> Iterator[tuple[Frame, Found]]:
-    """Each frame with what the first head finds in it, at the size at which it is segmented; steady over time."""
+    """Each frame with what the first head finds in it, at the size at which it is segmented; steady over time.
+
+    That is network.side_of.
+    """
     scored = bool(options.memory or options.remove)
     steady = motion.Steady(options.memory)
-    items = ((frame, shrink(frame.pixels, options.max_side)) for frame in frames)
+    items = ((frame, shrink(frame.pixels, network.side_of(frame.pixels.shape[:2]))) for frame in frames)
     pairs = (((frame, small), small) for frame, small in items)
     for (frame, small), found in network.stream(pairs, scored=scored, shrunk=True):
         if isinstance(found, Exception):
