@@ -207,22 +207,23 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(runs):
-    done = command("fcn_jax.report", runs / "first", runs / "second <b>", f"--output={runs / 'report.html'}")
+    output = f"--output={runs / 'report.html'}"
+    done = command("fcn_jax.report", runs / "first", runs / "second <b>", output, "--which=latest")
     assert done.returncode == 0, done.stderr
     return runs / "report.html"
 
 
 def test_it_measures_what_the_run_recorded(runs, report):
-    (path,) = (runs / "first").glob("report_*.npz")
+    (path,) = (runs / "first").glob("report_*_6.npz")
+    recorded = json.loads((runs / "first" / "eval_val_-9.json").read_text())
+    assert recorded["step"] == 6
     with np.load(path) as found:
-        counts = found["counts"].sum(0)
-        step = path.stem.rpartition("_")[2]
-        recorded = json.loads((runs / "first" / "eval_val_-9.json").read_text())
-        if step == str(recorded["step"]):
-            np.testing.assert_array_equal(found["confusion"], recorded["confusion_matrix"])
-            iou = recorded["mean_iou"]
-            assert float(np.nanmean(metrics.iou(counts))) == pytest.approx(iou, abs=1e-9)
-            assert f">{100 * iou:.1f} <small>" in report.read_text()
+        # Images alone and images on a canvas: of 50,000 pixels one or two may be a tie.
+        assert np.abs(found["confusion"] - recorded["confusion_matrix"]).sum() <= 4
+        assert found["counts"][:, 1].sum() == np.sum(recorded["confusion_matrix"])
+        iou = measure.scores(found["counts"].sum(0), found["edges"].sum(0))["mean_iou"]
+    assert iou == pytest.approx(recorded["mean_iou"], abs=1e-4)
+    assert f">{100 * iou:.1f} <small>" in report.read_text()
 
 
 def test_it_is_one_file_that_asks_nobody(report):
