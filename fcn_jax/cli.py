@@ -256,7 +256,7 @@ def _missing_platforms() -> str:
 
 def last_line(error: Exception) -> str:
     """Of a config file that fails, its traceback's last line; of a short message, all of it."""
-    return str(error).strip().splitlines()[-1].strip()
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def _shortened(text: str, limit: int = 200) -> str:

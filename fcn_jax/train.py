@@ -16,7 +16,7 @@ from fcn_jax.data import datasets, pipeline
 from fcn_jax.data.dataset import Dataset
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import parse_inputs
-from fcn_jax.run import diagnosis, distributed, parameters, progress, results, resume, rules
+from fcn_jax.run import diagnosis, distributed, parameters, progress, results, resume, rules, teacher
 from fcn_jax.run import stage as stage_lib
 from fcn_jax.run import workdir as workdir_lib
 from fcn_jax.run.context import Run, opened
@@ -89,6 +89,7 @@ def _run_stages(run: Run) -> None:
     """The stages that are left, each from the parameters of earlier ones."""
     end = config_lib.stages(run.config)[-1].end
     _check_globs(run)
+    teacher.check(run)
     params = None
     try:
         for start in resume.resume(run):

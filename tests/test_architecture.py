@@ -50,7 +50,7 @@ ALLOWED = {
     "run/rules": {"config", "data", "json_file"},
     "run/diagnosis": {"config", "data", "run.context", "visualize"},
     "run/parameters": {"checkpoint", "config", "models", "run.context", "run.resume", "weights"},
-    "run/teacher": {"checkpoint", "models", "multiscale", "networks", "run.context", "sharding"},
+    "run/teacher": {"checkpoint", "config", "integrity", "models", "multiscale", "networks", "run.context", "sharding"},
     "run/stage": {
         *(
             "checkpoint",

@@ -108,6 +108,7 @@ def test_without_what_is_green(how, address):
         ("segment", b"", 400, "nothing was sent"),
         ("segment", encoded(photograph(), "jpeg")[:900], 415, "no image that can be read"),
         ("segment", bytes(server.LARGEST + 1), 413, "larger than 32 MB"),
+        ("segment", encoded(np.zeros((9000, 9000), np.uint8)), 413, "9000x9000 pixels: give an image of at most 64"),
         ("fill?classes=one", b"x", 400, "classes are numbers"),
         ("fill?classes=1&how=magic", encoded(photograph()), 400, "choose from inpaint"),
     ],
@@ -175,12 +176,13 @@ def test_several_wait_and_too_many_are_sent_away(monkeypatch):
 def test_a_defect_is_a_line_and_the_server_goes_on():
     class Broken(Greens):
         def __call__(self, image):
-            raise RuntimeError("out of order")
+            raise next(errors)
 
+    errors = iter([RuntimeError("out of order"), MemoryError()])
     with served(Broken()) as address:
-        for _ in range(2):
+        for line in ("out of order", "MemoryError"):
             status, body, _ = post(f"{address}/segment", encoded(photograph()))
-            assert (status, json.loads(body)["error"]) == (500, "out of order")
+            assert (status, json.loads(body)["error"]) == (500, line)
 
 
 @pytest.mark.needs("playwright")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import own
 import pytest
+import safetensors.numpy
 import scipy.special
 from absl import flags
 from absl.testing import flagsaver
@@ -19,6 +20,7 @@ from PIL import Image
 import fcn_jax
 from fcn_jax import checkpoint, networks, outputs, predict, weights
 from fcn_jax.data import datasets, huge
+from fcn_jax.export import common as export_common
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
 from fcn_jax.models.spec import Head, ModelSpec
@@ -411,3 +413,26 @@ def test_a_huge_image_that_is_cut_off_is_one_line(run, tmp_path, monkeypatch, ca
         run(write=["mask"], tiles=True, max_side=0)
     assert "large.png' cannot be decoded (" in caplog.text
     assert names_in(tmp_path / "out") == ["a.png", "b.png"]
+
+
+def test_networks_that_come_along(tmp_path, monkeypatch):
+    """A file of 16 bits in the package is a network by its name, converted once, and again when it is another one."""
+    box, spec = tmp_path / "boxed", network()
+    box.mkdir()
+    monkeypatch.setattr(networks, "BOXED", box)
+    monkeypatch.setattr(networks.locate, "__defaults__", (str(tmp_path / "cache"),))
+    assert networks.boxed() == []
+    found = []
+    for seed in range(2):
+        arrays = export_common.torch_arrays(params(spec, seed), spec)
+        halves = {name: array.astype(np.float16) for name, array in arrays.items()}
+        metadata = {export_common.MODEL_KEY: export_common.model_json(spec), "format": "pt"}
+        safetensors.numpy.save_file(halves, box / "cells-small.safetensors", metadata)
+        assert networks.boxed() == ["cells-small"]
+        predictor = fcn_jax.load("cells-small")
+        assert predictor.spec.class_names == spec.class_names
+        expected = Predictor(params(spec, seed), spec).scores(picture(40, 50))
+        np.testing.assert_allclose(predictor.scores(picture(40, 50)), expected, atol=0.02)
+        found.append(networks.locate("cells-small"))
+        assert networks.locate("cells-small") == found[-1]
+    assert found[0] != found[1]

@@ -1,7 +1,5 @@
 """The mean field: against plain loops, on canvases, and on what it is for."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
@@ -93,20 +91,19 @@ def test_a_mask_moves_to_the_contour():
     assert after == 0
 
 
-def test_gradients_and_one_program(tmp_path):
-    """Another image of the same size is no compilation."""
-    count = 0
+def test_each_head_by_itself(tmp_path):
+    """Two heads on one trunk: each is refined as if it were alone."""
+    from test_outputs import network, params, picture
 
-    @jax.jit
-    def refined(image, scores, sizes):
-        nonlocal count
-        count += 1
-        return refine.mean_field(image, scores, sizes)
+    from fcn_jax.models.spec import Head
 
-    for seed in range(3):
-        image, scores = scene(seed)
-        refined(image[None], scores[None], jnp.array([[9, 11]]))
-    assert count == 1
+    spec = network(heads=(Head("_a", 1), Head("_b", 2)))
+    checkpoint.save_params(tmp_path / "weights", params(spec), spec)
+    plain, refined = (fcn_jax.load(tmp_path / "weights", refine=value) for value in (False, True))
+    image = picture(40, 52)
+    scores, found = plain.scores(image), refined.scores(image)
+    np.testing.assert_allclose(found[..., 1:], field(image, scores[..., 1:]), atol=2e-5)
+    assert refined(image).shape == (40, 52, 2)
 
 
 def test_in_a_network(tmp_path):

@@ -16,7 +16,7 @@ from scipy import ndimage
 from fcn_jax import metrics
 from fcn_jax.report import measure
 from fcn_jax.report.measure import Measured
-from fcn_jax.run import environment
+from fcn_jax.run import curves, environment
 
 pytest.importorskip("matplotlib")
 
@@ -148,6 +148,13 @@ def test_extremes():
     found = measure.extremes(values, 3)
     assert [(kind, place) for kind, place, _ in found] == [("best", 2), ("median", 0), ("worst", 3)]
     assert measure.extremes(values, 0) == []
+    kinds = [[kind for kind, *_ in measure.extremes(values, number)] for number in (1, 2, 4, 5)]
+    assert kinds == [
+        ["worst"],
+        ["best", "worst"],
+        ["best", "median", "worst", "worst"],
+        ["best", "best", "median", "worst", "worst"],
+    ]
     assert len({place for _, place, _ in measure.extremes(values, 60)}) == 5
 
 
@@ -173,6 +180,19 @@ def test_what_was_measured_is_remembered(tmp_path):
     assert len(calls) == 5
 
 
+def test_what_cannot_be_kept_is_still_shown(tmp_path, caplog):
+    found = measure.remembered(tmp_path / "gone" / "report.npz", "a", lambda: measured(confusions()))
+    assert len(found.ids) == 40
+    assert "is not kept for the next report" in caplog.text
+
+
+def test_minutes_without_pauses():
+    points = [{"time": 60.0 * t} for t in (0, 1, 30, 31)]
+    assert curves.minutes(points) == 2  # of a run that has noted no starts
+    assert curves.minutes(points, [-5.0]) == 31  # a step takes long
+    assert curves.minutes(points, [-5.0, 60 * 29.0]) == 2  # it was stopped
+
+
 def test_starts_are_read_back_whole(tmp_path):
     environment.note(tmp_path, 0)
     environment.note(tmp_path, 40)
@@ -191,7 +211,7 @@ def test_starts_are_read_back_whole(tmp_path):
 def runs(tmp_path_factory):
     """Two short runs of other seeds, with an evaluation each."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, seed in (("first", 0), ("second <b>", 1)):
+    for name, seed in (("first", 0), ("_second $<b>", 1)):
         arguments = ["--config=configs/fcn8s.py:demo", f"--workdir={folder / name}", f"--config.seed={seed}"]
         small = [
             "--config.steps=(6,)",
@@ -208,7 +228,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(runs):
     output = f"--output={runs / 'report.html'}"
-    done = command("fcn_jax.report", runs / "first", runs / "second <b>", output, "--which=latest")
+    done = command("fcn_jax.report", runs / "first", runs / "_second $<b>", output, "--which=latest")
     assert done.returncode == 0, done.stderr
     return runs / "report.html"
 
@@ -231,8 +251,8 @@ def test_it_is_one_file_that_asks_nobody(report):
     assert not re.findall(r"(?:src|href)=(?!['\"]?(?:data:|#))", text)
     assert "@import" not in text
     assert "url(http" not in text
-    assert "second <b>" not in text
-    assert "second &lt;b&gt;" in text
+    assert "_second $<b>" not in text
+    assert "_second $&lt;b&gt;" in text
     sections = re.findall(r"<h2>([^<]*)</h2>", text)
     assert sections[:3] == ["Scores", "Differences between the runs", "Curves"]
     assert sections[-3:] == ["Settings", "Data", "Environment and cost"]
@@ -272,6 +292,42 @@ def test_without_the_data_it_shows_what_was_recorded(runs, tmp_path):
     text = (tmp_path / "report.html").read_text()
     assert "Evaluations that the runs recorded" in text
     assert "gone" in text
+
+
+def test_mended_labels_are_measured_again_and_other_labels_are_no_difference(runs, tmp_path):
+    """Of a folder of one's own, whose files one corrects."""
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 4), ("val", 2)):
+        for kind in ("images", "masks"):
+            (tmp_path / "photos" / split / kind).mkdir(parents=True)
+        for index in range(number):
+            mask = np.zeros((40, 48), np.uint8)
+            mask[10:30, 10 + index : 30] = 1
+            image = rng.integers(0, 255, (40, 48, 3)).astype(np.uint8)
+            Image.fromarray(image).save(tmp_path / "photos" / split / "images" / f"{split}{index}.png")
+            Image.fromarray(mask).save(tmp_path / "photos" / split / "masks" / f"{split}{index}.png")
+    arguments = ["--config=configs/folder.py", f"--config.data.raw_dir={tmp_path / 'photos'}", "--config.init.weights="]
+    small = ["--config.model.width=2", "--config.model.fc_width=4", "--config.init.random=*", "--config.steps=2,"]
+    small += ["--config.optim.warmup_steps=0", "--config.optim.frozen=", "--config.data.crop_size=32,32"]
+    small += ["--config.data.batch_size=4", "--config.eval.batch_size=4", "--config.eval.scales=1,"]
+    workdir = [f"--workdir={tmp_path / 'run'}", f"--config.data.data_dir={tmp_path / 'data'}"]
+    done = command("fcn_jax.main", *arguments, *small, *workdir)
+    assert done.returncode == 0, done.stderr
+
+    def truth():
+        done = command("fcn_jax.report", tmp_path / "run", f"--output={tmp_path / 'r.html'}", "--pictures=0")
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / "run").glob("report_*.npz")
+        with np.load(path) as found:
+            return found["counts"][:, 1].sum(0).tolist()
+
+    before = truth()
+    path = tmp_path / "photos" / "val" / "masks" / "val0.png"
+    mask = np.array(Image.open(path))
+    mask[0, :5] = 1
+    Image.fromarray(mask).save(path)
+    after = truth()
+    assert [a - b for a, b in zip(after, before, strict=True)] == [-5, 5]
 
 
 @pytest.mark.parametrize(

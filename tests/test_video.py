@@ -113,6 +113,67 @@ def test_times_and_sound_stay_as_they_are(network, tmp_path):
         assert not file.streams.audio
 
 
+def test_frames_out_of_order_in_avi_are_all_there(tmp_path):
+    """It holds no times of frames that are stored in another order than shown."""
+    source = make_video(tmp_path / "in.avi", [scene(seed=k) for k in range(25)], pixels="yuv420p")
+    with Reader(str(source)) as reader:
+        frames = [event for event in reader.packets() if isinstance(event, Frame)]
+        assert reader.broken == 0
+    assert len(frames) == 25
+    assert all(before.time < after.time for before, after in itertools.pairwise(frames))
+    seconds = float((frames[-1].time - frames[0].time) * reader.time_base)
+    assert 0.9 < seconds < 1.1
+
+
+def test_a_stream_without_times_runs_at_its_rate(tmp_path):
+    make_video(tmp_path / "in.h264", [scene(seed=k) for k in range(25)])
+    with Reader(str(tmp_path / "in.h264")) as reader:
+        frames = [event for event in reader.packets() if isinstance(event, Frame)]
+    assert len(frames) == 25
+    assert 0.9 < float((frames[-1].time - frames[0].time) * reader.time_base) < 1.1
+
+
+def test_colours_that_are_not_said_are_those_of_the_size(tmp_path):
+    """As players have it: BT.709 from 720 lines on. What is written here without a word is BT.601."""
+    green = np.full((720, 64, 3), (30, 200, 60), np.uint8)
+    source = make_video(tmp_path / "in.mp4", [green], pixels="yuv420p")
+    with av.open(str(source)) as file:
+        frame = next(file.decode(video=0))
+        as_players_do = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    with Reader(str(source)) as reader:
+        found = next(event for event in reader.packets() if isinstance(event, Frame)).pixels
+    np.testing.assert_array_equal(found, as_players_do)
+    assert abs(int(found[300, 30, 1]) - 200) > 10
+
+
+def test_sound_that_a_format_cannot_hold_is_refused_before_anything_is_computed(network, tmp_path, monkeypatch):
+    source = make_video(tmp_path / "in.mp4", [scene()] * 2, sound=True)
+    monkeypatch.setattr(process, "process", lambda *_: pytest.fail("computed"))
+    done = convert(network, source, tmp_path / "out.webm")
+    assert done.returncode == 1
+    assert ".webm does not hold sound as aac" in done.stderr
+    assert "give an --output that ends in .mkv, or --nosound" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_what_cannot_be_encoded_is_one_line(tmp_path):
+    wide = np.zeros((16, 20000, 3), np.uint8)
+    output = tmp_path / "out.mp4"
+    with (
+        pytest.raises(ValueError, match=r"out\.mp4' cannot be written"),
+        Writer(output, (16, 20000), time_base=Fraction(1, 25), rate=Fraction(25)) as out,
+    ):
+        out.frame(wide, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sound_ends_with_the_seconds(network, tmp_path):
+    source = make_video(tmp_path / "in.mp4", [scene(seed=k) for k in range(25)], sound=True)
+    assert convert(network, source, tmp_path / "out.mp4", "--seconds=0.4").returncode == 0
+    assert 0.2 < float(max(when for when, _ in sound_of(tmp_path / "out.mp4"))) < 0.4
+
+
 def test_rotated_as_the_file_says(tmp_path):
     """A telephone held upright stores its picture lying, and the turn beside it."""
     picture = scene(32, 48)
@@ -180,10 +241,13 @@ def test_transparent_videos(suffix, tmp_path):
         for time in range(3):
             out.frame(picture, time)
     with av.open(str(path)) as file:
-        if suffix == ".webm":  # the usual decoder of VP9 leaves transparency out
+        if suffix == ".mov":
+            alpha = next(file.decode(video=0)).to_ndarray(format="rgba")[..., 3]
+        else:  # the usual decoder of VP9 leaves transparency out
             assert file.streams.video[0].metadata["alpha_mode"] == "1"
-            return
-        alpha = next(file.decode(video=0)).to_ndarray(format="rgba")[..., 3]
+            decoder = av.CodecContext.create("libvpx-vp9", "r")
+            frames = [frame for packet in file.demux(video=0) for frame in decoder.decode(packet)]
+            alpha = frames[0].to_ndarray(format="rgba")[..., 3]
     assert (alpha > 250)[11:29, 21:39].all()
     assert (alpha[:8] < 5).all()
 
@@ -323,6 +387,31 @@ def test_the_background_is_found_again_when_the_camera_moves():
         hole = fill.grown((frames[frame.time].pixels == GREEN).all(-1), 2)
         assert psnr(frame.pixels[hole], truth[hole]) > 26
         assert (frame.pixels[~hole] == frames[frame.time].pixels[~hole]).mean() > 0.99
+
+
+@pytest.mark.parametrize("speed", [0.1, 0.24, 0.5])
+def test_a_slow_pan_is_a_pan(speed):
+    """What moves by less than is seen between two frames has moved by pixels after twenty."""
+    wide = scene(96, 180)
+    frames = []
+    for k in range(20):
+        shift = np.float32([[1, 0, -speed * k], [0, 1, 0]])
+        frames.append(Frame(cv2.warpAffine(wide, shift, (128, 96), flags=cv2.INTER_CUBIC), k))
+    shown = [Frame(with_square(frame.pixels, 30, 5 + 5 * frame.time, 14), frame.time) for frame in frames]
+    results = list(process.process(Greens(), iter(shown), options(remove=(1,), fill="background", grow=0.01)))
+    worst = []
+    for truth, frame, spoiled in zip(frames, results, shown, strict=True):
+        hole = (spoiled.pixels == GREEN).all(-1)
+        worst.append(np.abs(frame.pixels[hole].astype(int) - truth.pixels[hole]).mean())
+    assert max(worst) < 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (8, 8), (4, 512), (20, 512), (512, 20), (31, 40)])
+def test_tiny_frames_are_steady_too(size):
+    steady = motion.Steady()
+    for seed in range(2):
+        found = steady(scene(*size, seed=seed), np.full((*size, 2), 0.5, np.float32))
+    np.testing.assert_allclose(found, 0.5)
 
 
 def test_nothing_is_taken_over_a_cut():

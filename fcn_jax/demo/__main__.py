@@ -27,6 +27,7 @@ _MAX_SIDE = flags.DEFINE_integer(
     "max_side", MAX_SIDE, "Longer images are segmented at this length; 0: never.", lower_bound=0
 )
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_CONNECTIONS = 64  # at once, each of which may hold an image
 
 log = logging.getLogger("fcn_jax.demo")
 
@@ -47,10 +48,13 @@ def main(argv: Sequence[str]) -> None:
     if network.spec.input_names != ("colour",):
         raise ValueError(f"the network takes {'+'.join(network.spec.input_names)}, photographs have colour alone")
     listening = _listen(_HOST.value, _PORT.value)
-    hosts = [*_LOCAL] if _HOST.value in _LOCAL else ["*"]
+    hosts = [*_LOCAL, "[::1]"] if _HOST.value in _LOCAL else ["*"]
+    shown = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
     application = server.app(network, _CHECKPOINT.value.rstrip("/").rpartition("/")[2], hosts=hosts)
-    log.info("open http://%s:%d in a browser; Ctrl-C ends it", _HOST.value, listening.getsockname()[1])
-    config = uvicorn.Config(application, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    log.info("open http://%s:%d in a browser; Ctrl-C ends it", shown, listening.getsockname()[1])
+    config = uvicorn.Config(
+        application, log_config=None, access_log=False, limit_concurrency=_CONNECTIONS, timeout_graceful_shutdown=5
+    )
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run([listening])
 

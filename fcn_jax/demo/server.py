@@ -26,6 +26,7 @@ from fcn_jax.predictor import Predictor, shrink
 
 LARGEST = 32 * 2**20  # bytes of an image
 SHOWN = 1600  # pixels of the longer side of what the page gets
+PIXELS = 2**26  # of an image: a small file may hold very many
 WAITING = 20  # images that wait; who comes then is asked to come again
 _KEPT = 8  # images whose masks are remembered, for fills
 _FORBIDDEN = {
@@ -87,6 +88,9 @@ class Desk:
         key = hashlib.sha256(data).hexdigest()
         if key not in self._kept:
             try:
+                height, width = images.upright_size(data)
+                if height * width > PIXELS:
+                    raise Refused(413, f"{width}x{height} pixels: give an image of at most {PIXELS >> 20} million")
                 image = shrink(images.decode_image(data, "this file", max_side=SHOWN), SHOWN)
             except (ValueError, OSError, MemoryError) as error:
                 raise Refused(415, f"no image that can be read: {' '.join(str(error).split())}") from None

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     extras.need("matplotlib", "report")  # before the minutes that measuring takes
     opened = [
         runs.open_run(workdir, which=_WHICH.value, split=_SPLIT.value, number=_PICTURES.value, name=name)
-        for workdir, name in zip(workdirs, names_of(given), strict=True)
+        for workdir, name in zip(workdirs, names_of(workdirs), strict=True)
     ]
     text = page.render(opened, datetime.date.today())
     output.parent.mkdir(parents=True, exist_ok=True)

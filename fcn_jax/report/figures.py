@@ -24,15 +24,15 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
         (axes[1], "eval/mean_iou", 100, "mean IU on the evaluation split, %"),
     ):
         top = 0.0
-        for name, points in runs.items():
+        for points in runs.values():
             found = [(p["step"], factor * p[key]) for p in points if isinstance(p.get(key), int | float)]
             steps, values = [step for step, _ in found], [value for _, value in found]
-            axis.plot(steps, values, label=name, marker="o" if len(found) < 30 else None, markersize=4, linewidth=1.2)
+            axis.plot(steps, values, marker="o" if len(found) < 30 else None, markersize=4, linewidth=1.2)
             top = max([top, *values])
         axis.set(xlabel="step", ylabel=label, xlim=(0, None), ylim=(0, 1.05 * top or 1))
         axis.grid(alpha=0.3)
-    if len(runs) > 1:
-        axes[1].legend(fontsize="small")
+    if len(runs) > 1:  # handles by themselves: a name may begin with _, and have what is mathematics to matplotlib
+        axes[1].legend(axes[1].lines, [name.replace("$", r"\$") for name in runs], fontsize="small")
     return figure
 
 

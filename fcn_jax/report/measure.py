@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import logging
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ from fcn_jax import files, metrics
 from fcn_jax.data import canvases, datasets, pipeline
 from fcn_jax.predictor import Predictor
 from fcn_jax.run import progress
+
+log = logging.getLogger("fcn_jax.report")
 
 SAMPLES = 1000
 _LEVEL = 0.95
@@ -112,7 +115,10 @@ def remembered(path: pathlib.Path, key: str, make: Callable[[], Measured]) -> Me
     arrays = {name: getattr(measured, name) for name in _FIELDS}
     unscored = np.array(measured.unscored, np.int64)
     np.savez_compressed(buffer, key=np.array(key), ids=np.array(measured.ids), unscored=unscored, **arrays)
-    files.write_bytes(path, buffer.getvalue())
+    try:
+        files.write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        log.warning("%s is not kept for the next report: %s", path, error.strerror)
     return measured
 
 
@@ -172,15 +178,18 @@ def differences(first: Measured, second: Measured, samples: int = SAMPLES, seed:
 def extremes(values: np.ndarray, number: int) -> list[tuple[str, int, float]]:
     """(best, median or worst, place, value) of `number` images by their values [N], NaN left out, each once."""
     order = [int(place) for place in np.argsort(-values, kind="stable") if not np.isnan(values[place])]
-    third = -(-number // 3)
-    middle = max(0, (len(order) - third) // 2)
-    parts = {"best": order[:third], "worst": order[-third:], "median": order[middle : middle + third]}
+    worst, best, median = ((number + rest) // 3 for rest in (2, 1, 0))  # what is left over goes to the worst first
+    middle = max(0, (len(order) - median) // 2)
+    parts = {
+        "worst": order[len(order) - worst :] if worst < len(order) else order,
+        "best": order[:best],
+        "median": order[middle : middle + median],
+    }
     taken: dict[int, str] = {}
     for kind, places in parts.items():
         for place in places:
             taken.setdefault(place, kind)
-    shown = [(taken[place], place, float(values[place])) for place in order if place in taken]
-    return shown[:number] if number else []
+    return [(taken[place], place, float(values[place])) for place in order if place in taken]
 
 
 def _resampled(measured: Measured, samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

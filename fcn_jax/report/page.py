@@ -135,14 +135,24 @@ def _differences(runs: Sequence[Run]) -> str:
     """Of each run to the first, where both were scored on the same images."""
     first, rows = runs[0], []
     for run in runs[1:]:
-        if first.measured is None or run.measured is None or first.measured.ids != run.measured.ids:
-            continue
-        if first.spec.class_names != run.spec.class_names:
+        if first.measured is None or run.measured is None or not _alike(first, run):
             continue
         found = measure.differences(first.measured, run.measured)
         rows.append([f"{html.escape(run.name)} less {html.escape(first.name)}", *(_sure(found[k]) for k in _SCORES)])
     note = "<p class=note>On the same images, drawn together. Where an interval holds 0, the images do not tell.</p>"
     return _table(["", *_SCORES.values()], rows) + note if rows else ""
+
+
+def _alike(first: Run, second: Run) -> bool:
+    """Whether both were scored on the same images with the same labels."""
+    assert first.measured is not None
+    assert second.measured is not None
+    return (
+        first.measured.ids == second.measured.ids
+        and first.spec.class_names == second.spec.class_names
+        and first.settings["eval.mask"] == second.settings["eval.mask"]
+        and np.array_equal(first.measured.counts[:, 1], second.measured.counts[:, 1])
+    )
 
 
 def _names(run: Run) -> tuple[str, ...]:
@@ -309,7 +319,7 @@ def _cost(runs: Sequence[Run]) -> str:
         "parameters": lambda run: f"{run.parameters:,}",
         "steps": lambda run: f"{run.points[-1]['step']:,}" if run.points else "-",
         "images seen": lambda run: f"{run.points[-1]['step'] * _batch(run):,}" if run.points else "-",
-        "minutes, pauses left out": lambda run: f"{minutes(run.points):.1f}",
+        "minutes, pauses left out": lambda run: f"{minutes(run.points, _times(run)):.1f}",
         "starts": lambda run: str(len(run.starts)) if run.starts else "not recorded",
         "devices": lambda run: _last(run, "devices"),
         "CPU": lambda run: f"{_last(run, 'cpu')}, {_last(run, 'cores')} cores" if run.starts else "-",
@@ -321,6 +331,10 @@ def _cost(runs: Sequence[Run]) -> str:
     }
     rows = [[name, *(html.escape(value(run)) for run in runs)] for name, value in lines.items()]
     return _table(["", *(html.escape(run.name) for run in runs)], rows, words=len(runs) + 1)
+
+
+def _times(run: Run) -> list[float]:
+    return [start["time"] for start in run.starts if isinstance(start.get("time"), int | float)]
 
 
 def _batch(run: Run) -> int:

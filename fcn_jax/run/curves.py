@@ -57,10 +57,17 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
 
-def minutes(points: Sequence[dict[str, Any]], pause: float = 600) -> float:
-    """Time between the points; a gap of more than `pause` seconds is a pause, and does not count."""
+def minutes(points: Sequence[dict[str, Any]], starts: Sequence[float] = ()) -> float:
+    """Time between the points without pauses: gaps in which the run was started again.
+
+    Runs of earlier versions have noted no `starts` (times); for them a gap of more than ten minutes is a pause.
+    """
     times = [point["time"] for point in points if "time" in point]
-    return sum(later - earlier for earlier, later in itertools.pairwise(times) if later - earlier < pause) / 60
+
+    def works(earlier: float, later: float) -> bool:
+        return not any(earlier < start <= later for start in starts) if starts else later - earlier < 600
+
+    return sum(later - earlier for earlier, later in itertools.pairwise(times) if works(earlier, later)) / 60
 
 
 def forget_after(workdir: pathlib.Path, step: int) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 from absl import flags
@@ -123,19 +124,27 @@ def convert(network: Predictor, reader: Reader | Camera, path: pathlib.Path, opt
       ValueError: no frame can be decoded, or the format cannot hold the sound.
       OSError: it cannot be written.
     """
+    sound = reader.sound if _SOUND.value else None
+    if sound is not None:
+        writer.check_sound(path, sound)
     with contextlib.ExitStack() as stack:
         out: list[writer.Writer] = []
         waiting: list[object] = []  # sound before the first frame
 
         def frames() -> Iterator[Frame]:
             """Those of the reader, up to --seconds; the sound goes straight to the writer."""
-            start = None
+            start: int | None = None
+
+            def late(seconds: Fraction) -> bool:
+                return bool(_SECONDS.value) and float(seconds - (start or 0) * reader.time_base) >= _SECONDS.value
+
             for event in reader.packets():
                 if not isinstance(event, Frame):
-                    out[0].packet(event) if out else waiting.append(event)
+                    if sound is not None and not late(event.pts * event.time_base):
+                        out[0].packet(event) if out else waiting.append(event)
                     continue
                 start = event.time if start is None else start
-                if _SECONDS.value and float((event.time - start) * reader.time_base) >= _SECONDS.value:
+                if late(event.time * reader.time_base):
                     return
                 yield event
 
@@ -143,7 +152,6 @@ def convert(network: Predictor, reader: Reader | Camera, path: pathlib.Path, opt
         results = process.process(network, frames(), options)
         for frame in progress.bar(results, "segmenting", reader.total or None, "frames"):
             if not out:
-                sound = reader.sound if _SOUND.value else None
                 opened = writer.Writer(
                     path,
                     frame.pixels.shape[:2],

@@ -16,6 +16,7 @@ _CORNERS = 400
 _FEWEST = 8  # of them that a homography is of
 _SEEN = 10  # pixels around a corner by which it is followed
 _STILL = 0.25  # pixels
+_SMALLEST = 32
 
 
 class Steady:
@@ -51,6 +52,8 @@ class Steady:
     def _places(self, grey: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel was in the frame before: x and y, float32 [H, W]."""
         cv2 = extras.need("cv2", "video")
+        if min(grey.shape) < _SMALLEST:  # what the search for motion needs
+            return places(np.zeros((*grey.shape, 2), np.float32))
         if self._flow is None:
             self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         return places(self._flow.calc(grey, before, None))
@@ -195,8 +198,10 @@ def _homography(before: np.ndarray, after: np.ndarray, hole: np.ndarray) -> np.n
     good = status.ravel() == 1
     if good.sum() < _FEWEST:
         return None
-    if np.median(np.abs(found - corners)[good].max(-1)) < _STILL:
-        return np.eye(3)  # what is less is error, and adds up
+    moved = (found - corners)[good].reshape(-1, 2)
+    # One by one corners are followed with errors, which the median over them has not: else a slow pan were none.
+    if np.abs(moved).max(-1).mean() < _STILL and np.abs(np.median(moved, axis=0)).max() < _STILL / 10:
+        return np.eye(3)
     matrix, inliers = cv2.findHomography(corners[good], found[good], cv2.RANSAC, 1.0)
     if matrix is None or inliers.sum() < max(_FEWEST, 0.3 * good.sum()):
         return None

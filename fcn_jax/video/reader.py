@@ -12,6 +12,8 @@ import numpy as np
 
 from fcn_jax import extras
 
+_UNSAID = 2  # FFmpeg's number of colours that a file does not say
+
 log = logging.getLogger("fcn_jax.video")
 
 
@@ -42,7 +44,7 @@ class Reader:
           ValueError: it is no video, or PyAV is not installed.
         """
         self._av = extras.need("av", "video")
-        self.source, self.broken = source, 0
+        self.source, self.broken, self._decoding_times = source, 0, False
         if not pathlib.Path(source).is_file():
             raise FileNotFoundError(f"there is no video {source!r}")
         try:
@@ -79,13 +81,23 @@ class Reader:
                     yield packet
                 continue
             for frame in self._decoded(packet):
-                when = frame.pts if frame.pts is not None else (0 if last is None else last + 1)
-                if last is not None and when <= last:
-                    self._pass(when, "its time is not after that of the one before")
-                    continue
-                last = when
+                last = self._time(frame, last)
                 self.aspect = self.aspect or _aspect(self.stream, frame)
-                yield Frame(_upright(frame), when)
+                yield Frame(_upright(frame), last)
+
+    def _time(self, frame: Any, last: int | None) -> int:
+        """Of a frame, after that of the one before; AVI has no times of frames that are stored out of order.
+
+        There, and where frames have no times at all, those at which they were to be decoded will do, or the rate.
+        """
+        if frame.pts is None or (last is not None and frame.pts <= last):
+            self._decoding_times = True
+        when = frame.dts if self._decoding_times else frame.pts
+        if last is None:
+            return when if when is not None else 0
+        if when is None:
+            when = last + (round(1 / (self.rate * self.time_base)) if self.rate else 1)
+        return max(int(when), last + 1)
 
     def _demuxed(self, streams: list[Any]) -> Iterator[Any]:
         """Up to where the file is cut off."""
@@ -184,7 +196,9 @@ def open_source(source: str) -> "Reader | Camera":
 
 def _upright(frame: Any) -> np.ndarray:
     """Its pixels, turned as the file says."""
-    pixels = frame.to_ndarray(format="rgb24")
+    # Where the file does not say its colours, players go by the size.
+    unsaid = frame.colorspace == _UNSAID and (frame.height >= 720 or frame.width > 1024)
+    pixels = frame.reformat(format="rgb24", src_colorspace="ITU709" if unsaid else None).to_ndarray()
     turns = round(frame.rotation / 90) % 4  # counterclockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else np.asarray(pixels)
 

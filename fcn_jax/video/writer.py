@@ -1,8 +1,11 @@
 """A video that is written whole or not at all."""
 
 import contextlib
+import errno
+import io
 import os
 import pathlib
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 
 from fcn_jax import extras
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES)
 _BT709, _LIMITED = 1, 1  # FFmpeg's numbers of colours and of their range
 _QUALITY = "18"  # x264's crf: hardly to be told from the original
 # By ending: codec, pixels, options. What has transparency first.
@@ -24,6 +28,8 @@ _PLAIN = {
     ".webm": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "cpu-used": "5", "row-mt": "1"}),
 }
 
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+
 
 def check(path: pathlib.Path, *, alpha: bool) -> None:
     """Raises ValueError for an ending whose format is not written, or has no transparency where that is needed."""
@@ -31,6 +37,21 @@ def check(path: pathlib.Path, *, alpha: bool) -> None:
     if path.suffix.lower() not in formats:
         what = "transparent videos end in" if alpha else "videos end in"
         raise ValueError(f"--output={str(path)!r}: {what} {', '.join(formats)}")
+
+
+def check_sound(path: pathlib.Path, sound: Any) -> None:
+    """Raises ValueError if the format of a path does not hold a sound (PyAV's audio stream) as it is.
+
+    By trying: it writes the head of such a file to memory. Else it would show when the first frames are written.
+    """
+    av = extras.need("av", "video")
+    try:
+        with av.open(io.BytesIO(), "w", format=_FORMATS[path.suffix.lower()]) as trial:
+            trial.add_stream_from_template(sound)
+            trial.start_encoding()
+    except (av.error.FFmpegError, ValueError) as error:
+        what = f"{path.suffix} does not hold sound as {sound.codec_context.name} ({error})"
+        raise ValueError(f"{what}: give an --output that ends in .mkv, or --nosound") from None
 
 
 class Writer:
@@ -57,12 +78,9 @@ class Writer:
           size: height and width of the frames.
           time_base: the unit of their times, in seconds.
           rate: frames a second on average.
-          sound: an audio stream (PyAV's) whose packets are copied.
+          sound: an audio stream (PyAV's) whose packets are copied, and which check_sound lets pass.
           alpha: frames are [H, W, 4].
           aspect: width of a pixel by its height, where they are not square.
-
-        Raises:
-          ValueError: the format does not hold such a sound.
         """
         self._av = extras.need("av", "video")
         check(path, alpha=alpha)
@@ -81,15 +99,7 @@ class Writer:
         context.color_range = _LIMITED
         if aspect:
             context.sample_aspect_ratio = aspect
-        self._sound = self._add_sound(sound) if sound is not None else None
-
-    def _add_sound(self, sound: Any) -> Any:
-        try:
-            return self._container.add_stream_from_template(sound)
-        except (self._av.error.FFmpegError, ValueError) as error:
-            self._discard()
-            what = f"{self._path.suffix} does not hold sound as {sound.codec_context.name} ({error})"
-            raise ValueError(f"{what}: give an --output that ends in .mkv, or --nosound") from None
+        self._sound = self._container.add_stream_from_template(sound) if sound is not None else None
 
     def frame(self, pixels: np.ndarray, time: int) -> None:
         """Adds a frame uint8 [H, W, 3], or with transparency [H, W, 4], all of one size."""
@@ -101,21 +111,26 @@ class Writer:
         )
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace="ITU709", dst_color_range="MPEG")
         frame.pts, frame.time_base = time, self._stream.codec_context.time_base
-        self._write(self._stream.encode(frame))
+        with self._told():
+            self._container.mux(self._stream.encode(frame))
 
     def packet(self, packet: Any) -> None:
         """Adds a packet of the sound as it is."""
         if self._sound is not None:
             packet.stream = self._sound
-            self._write([packet])
+            with self._told():
+                self._container.mux(packet)
 
-    def _write(self, packets: Any) -> None:
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What FFmpeg cannot do, as an error that names the file that was asked for."""
         try:
-            self._container.mux(packets)
+            yield
         except self._av.error.FFmpegError as error:
-            if isinstance(error, OSError) and error.errno:
+            if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
                 raise OSError(error.errno, os.strerror(error.errno), str(self._path)) from None
-            raise ValueError(f"{str(self._path)!r} cannot be written: {error}") from None
+            reason = str(error).replace(str(self._partial), self._path.name)
+            raise ValueError(f"{str(self._path)!r} cannot be written: {reason}") from None
 
     def _discard(self) -> None:
         with contextlib.suppress(Exception):
@@ -131,8 +146,9 @@ class Writer:
             self._discard()
             return
         try:
-            self._write(self._stream.encode(None))
-            self._container.close()
+            with self._told():
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
             self._partial.replace(self._path)
         except BaseException:
             self._discard()
