@@ -35,6 +35,7 @@ def main():
     options = parser.parse_args()
     params, spec = checkpoint.load_params(checkpoint.find(options.run, options.which))
     arrays = {name: half(array) for name, array in common.torch_arrays(params, spec).items()}
+    BOXED.mkdir(exist_ok=True)
     path = BOXED / f"{options.name}.safetensors"
     save_file(arrays, path, {common.MODEL_KEY: common.model_json(spec), "format": "pt"})
     size = path.stat().st_size

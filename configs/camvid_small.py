@@ -2,8 +2,8 @@
 
     python -m fcn_jax.main --config=configs/camvid_small.py --config.data.raw_dir=DIR_WITH_CamVid
 
-The network that comes along as camvid-small: benchmarks/results/camvid.md. No ImageNet weights have this width; a
-trained network of full width can teach it: --config.distill.teacher=RUN.
+No ImageNet weights have this width; a trained network of full width can teach it: --config.distill.teacher=RUN. No
+score has been recorded yet.
 """
 
 from fcn_jax import config
