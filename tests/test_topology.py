@@ -62,8 +62,9 @@ TOPOLOGIES = {
     "2 processes of 2, divided, accumulated": (2, 2, DIVIDED, ACCUMULATED),
 }
 ELSEWHERE = "4 processes"  # only goes on with what another has begun
-# Float32 keeps 6e-8. Measured: 3e-7 for all losses, 2e-5 of the largest weight of its array for a weight.
-LOSSES, WEIGHTS = 2e-6, 1e-4
+# Float32 keeps 6e-8. Measured: 3e-7 for all losses, 2e-5 of the largest weight of its array for a weight, and 2.1e-5
+# for the norms of gradients, on the CPU where they are furthest off.
+LOSSES, NORMS, WEIGHTS = 2e-6, 5e-5, 1e-4
 
 
 def train_on(topology, workdir, data_dir):
@@ -89,7 +90,7 @@ def finished(data_dir, tmp_path_factory):
 
 def assert_same_run(workdir, expected):
     """To float32 rounding: all losses and gradient norms, the scores, and the parameters at the end."""
-    for key, tolerance in (("loss", LOSSES), ("gradient_norm", 10 * LOSSES), ("learning_rate", 1e-12)):
+    for key, tolerance in (("loss", LOSSES), ("gradient_norm", NORMS), ("learning_rate", 1e-12)):
         found, wanted = (
             np.array([row[key] for row in processes.rows(path) if key in row]) for path in (workdir, expected)
         )
