@@ -276,7 +276,7 @@ def test_a_file_that_is_cut_off_gives_what_it_has(network, tmp_path):
 def test_a_camera_is_recorded_until_ctrl_c(network, tmp_path, monkeypatch):
     """A file stands for it, which OpenCV opens alike; after five frames comes Ctrl-C."""
     source = make_video(tmp_path / "in.avi", [scene(seed=k) for k in range(9)], codec="mjpeg", pixels="yuvj444p")
-    plain = cv2.VideoCapture
+    plain, usual = cv2.VideoCapture, signal.getsignal(signal.SIGINT)
 
     class Capture:
         def __init__(self, device):
@@ -297,7 +297,7 @@ def test_a_camera_is_recorded_until_ctrl_c(network, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     times, frames = frames_of(tmp_path / "out.mp4")
     assert len(times) == 5
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is usual
     assert all(before < after for before, after in itertools.pairwise(times))
     assert psnr(frames[0][:, :62], scene()[:, :62]) > 26
 
