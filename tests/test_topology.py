@@ -62,9 +62,9 @@ TOPOLOGIES = {
     "2 processes of 2, divided, accumulated": (2, 2, DIVIDED, ACCUMULATED),
 }
 ELSEWHERE = "4 processes"  # only goes on with what another has begun
-# Float32 keeps 6e-8. Measured: 3e-7 for all losses, 2e-5 of the largest weight of its array for a weight, and 2.1e-5
-# for the norms of gradients, on the CPU where they are furthest off.
-LOSSES, NORMS, WEIGHTS = 2e-6, 5e-5, 1e-4
+# Float32 keeps 6e-8. Measured: 3e-7 for all losses. On the CPU where they are furthest off, 2.1e-5 for the norms of
+# gradients, and 1.9e-4 of the largest of its array for a weight: of a bias that AdamW has hardly moved yet.
+LOSSES, NORMS, WEIGHTS = 2e-6, 5e-5, 5e-4
 
 
 def train_on(topology, workdir, data_dir):
