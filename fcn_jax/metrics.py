@@ -30,23 +30,34 @@ def scores(confusion: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, Any
     truth and prediction is NaN and left out of the means; one that is only predicted scores 0.
     Without any labelled pixel all are NaN.
     """
-    confusion = np.asarray(confusion, np.float64)
-    correct, truth, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    total = truth.sum()
+    found = of_counts(counts(confusion), unscored)
+    means = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
+    return {**{name: float(found[name]) for name in means}, "per_class_iou": found["per_class_iou"]}
+
+
+def of_counts(counts: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, np.ndarray]:
+    """As `scores`, of many matrices at once, by what `counts` gives of them [..., 3, C]: float64 [...] and [..., C]."""
+    correct, truth, _ = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
+    per_class = iou(counts)
     with np.errstate(invalid="ignore", divide="ignore"):
         accuracy = correct / truth
-        iou = correct / (truth + predicted - correct)
-        accuracy[list(unscored)] = iou[list(unscored)] = np.nan
-        pixel_accuracy = correct.sum() / total
-        counted = (truth > 0) & ~np.isnan(iou)
-        weighted = (truth[counted] * iou[counted]).sum() / total
-    return {
-        "pixel_accuracy": float(pixel_accuracy),
-        "mean_accuracy": _nanmean(accuracy),
-        "mean_iou": _nanmean(iou),
-        "frequency_weighted_iou": float(weighted),
-        "per_class_iou": iou,
-    }
+        per_class[..., list(unscored)] = accuracy[..., list(unscored)] = np.nan
+        counted = (truth > 0) & ~np.isnan(per_class)
+        total = truth.sum(-1)
+        return {
+            "pixel_accuracy": correct.sum(-1) / total,
+            "mean_accuracy": mean_of_classes(accuracy),
+            "mean_iou": mean_of_classes(per_class),
+            "frequency_weighted_iou": np.where(counted, truth * per_class, 0).sum(-1) / total,
+            "per_class_iou": per_class,
+        }
+
+
+def mean_of_classes(values: np.ndarray) -> np.ndarray:
+    """float64 [...] of [..., C], over the classes that are not NaN; NaN without any."""
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(there, values, 0).sum(-1) / there.sum(-1))
 
 
 def boundary(label: np.ndarray, distance: int) -> np.ndarray:
@@ -63,8 +74,8 @@ def boundary(label: np.ndarray, distance: int) -> np.ndarray:
 
 
 def counts(confusion: np.ndarray) -> np.ndarray:
-    """int64 [..., 3, C] of confusion matrices [..., C, C]: pixels that are right, of the truth, of the prediction."""
-    confusion = np.asarray(confusion, np.int64)
+    """[..., 3, C] of confusion matrices [..., C, C]: pixels that are right, of the truth, of the prediction."""
+    confusion = np.asarray(confusion)
     return np.stack([np.diagonal(confusion, axis1=-2, axis2=-1), confusion.sum(-1), confusion.sum(-2)], -2)
 
 
@@ -99,11 +110,6 @@ def table(results: dict[str, Any]) -> str:
     names = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
     means = [f"{name.replace('_', ' ')} {_percent(results[name]).strip()}" for name in names]
     return "\n".join([f"  {'class':<{width}}   IU %", *rows, ", ".join(means)])
-
-
-def _nanmean(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if present.size else float("nan")
 
 
 def _percent(value: float) -> str:

@@ -85,7 +85,7 @@ def test_counts_are_those_of_the_scores():
     expected = metrics.scores(matrices.sum(0), [2])
     for key in ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou"):
         assert found[key] == pytest.approx(expected[key], abs=1e-12)
-    np.testing.assert_allclose(found["iou"], expected["per_class_iou"])
+    np.testing.assert_allclose(found["per_class_iou"], expected["per_class_iou"])
     for matrix, value in zip(matrices, measured(matrices).of_images(), strict=True):
         assert value == pytest.approx(metrics.scores(matrix)["mean_iou"])
 
@@ -120,9 +120,9 @@ def test_a_class_of_one_image():
     matrices[1:, 2] = matrices[1:, :, 2] = 0
     matrices[:, 3] = matrices[:, :, 3] = 0
     found = measure.intervals(measured(matrices))
-    assert 0 < found["iou"][2].low <= found["iou"][2].high < 1
-    assert np.isnan(found["iou"][3].value)
-    assert np.isnan(found["iou"][3].low)
+    assert 0 < found["per_class_iou"][2].low <= found["per_class_iou"][2].high < 1
+    assert np.isnan(found["per_class_iou"][3].value)
+    assert np.isnan(found["per_class_iou"][3].low)
 
 
 def test_differences_share_their_luck():

@@ -44,7 +44,7 @@ class Measured:
         """Mean IU of each image, float64 [N], over the classes that it or its prediction has; NaN without any."""
         values = metrics.iou(self.counts)
         values[:, list(self.unscored)] = np.nan
-        return _mean(values)
+        return metrics.mean_of_classes(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,32 +123,15 @@ def remembered(path: pathlib.Path, key: str, make: Callable[[], Measured]) -> Me
 
 
 def scores(counts: np.ndarray, edges: np.ndarray, unscored: Sequence[int] = ()) -> dict[str, np.ndarray]:
-    """The paper's four scores and the mean Boundary IoU, float64 [...], and `iou` and `edge` of classes [..., C].
-
-    Both counts are [..., 3, C].
-    """
-    both, truth, _ = np.moveaxis(np.asarray(counts, np.float64), -2, 0)
-    values, edge = metrics.iou(counts), metrics.iou(edges)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        accuracy = both / truth
-        for array in (values, edge, accuracy):
-            array[..., list(unscored)] = np.nan
-        total = truth.sum(-1)
-        weighted = np.where((truth > 0) & ~np.isnan(values), truth * values, 0).sum(-1) / total
-        pixel_accuracy = both.sum(-1) / total
-    return {
-        "pixel_accuracy": pixel_accuracy,
-        "mean_accuracy": _mean(accuracy),
-        "mean_iou": _mean(values),
-        "frequency_weighted_iou": weighted,
-        "boundary_iou": _mean(edge),
-        "iou": values,
-        "edge": edge,
-    }
+    """metrics.of_counts, with boundary_iou [...] and per_class_boundary_iou [..., C]; both counts are [..., 3, C]."""
+    edge = metrics.iou(edges)
+    edge[..., list(unscored)] = np.nan
+    found = metrics.of_counts(counts, unscored)
+    return {**found, "boundary_iou": metrics.mean_of_classes(edge), "per_class_boundary_iou": edge}
 
 
 def intervals(measured: Measured, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
-    """`scores` of the split, each with its interval: Interval, or of iou and edge a list of them, one a class.
+    """`scores` of the split, each with its interval: Interval, or of what is per_class a list of them.
 
     Bootstrap: the images are drawn again with replacement, `samples` times; the percentiles 2.5 and 97.5.
     """
@@ -216,10 +199,3 @@ def _quantiles(drawn: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
     columns = drawn.reshape(len(drawn), -1).T
     found = [np.quantile(c[~np.isnan(c)], shares) if not np.isnan(c).all() else (np.nan, np.nan) for c in columns]
     return np.array(found).T.reshape(2, *drawn.shape[1:])
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Over the classes that there are; NaN without any."""
-    there = ~np.isnan(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(there, values, 0).sum(-1) / there.sum(-1))

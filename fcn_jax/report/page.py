@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fcn_jax import config as config_lib
 from fcn_jax import visualize, web
+from fcn_jax.predictor import Found, enlarge, shrink
 from fcn_jax.report import figures, measure
 from fcn_jax.report.measure import Interval
 from fcn_jax.report.published import ROWS, Row
@@ -169,7 +169,11 @@ def _classes(run: Run) -> str:
     pixels, images = measured.counts[:, 1].sum(0), (measured.counts[:, 1] > 0).sum(0)
     rows = []
     for index, name in enumerate(_names(run)):
-        iou, edge, share = found["iou"][index], found["edge"][index], pixels[index] / max(1, pixels.sum())
+        iou, edge, share = (
+            found["per_class_iou"][index],
+            found["per_class_boundary_iou"][index],
+            pixels[index] / max(1, pixels.sum()),
+        )
         bar = f"<div class=bar style='width:{100 * np.nan_to_num(iou.value):.1f}%'></div>"
         rows.append(
             [
@@ -251,10 +255,8 @@ def _picture(picture: Picture, palette: Sequence[tuple[int, int, int]], shown: n
 
 def _laid(image: np.ndarray, mask: np.ndarray, palette: Sequence[tuple[int, int, int]], shown: np.ndarray) -> str:
     """An overlay, shrunk first: large images are shown small."""
-    scale = min(1.0, _SIDE / max(image.shape[:2]))
-    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    small = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR))
-    labels = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    small = shrink(np.ascontiguousarray(image), _SIDE)
+    labels = enlarge(Found(mask), small.shape[:2]).mask
     return web.embedded(visualize.overlay(small, labels, palette, shown=shown), _SIDE)
 
 

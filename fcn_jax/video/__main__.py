@@ -140,7 +140,7 @@ def convert(network: Predictor, reader: Reader | Camera, path: pathlib.Path, opt
 
             for event in reader.packets():
                 if not isinstance(event, Frame):
-                    if sound is not None and not late(event.pts * event.time_base):
+                    if sound is not None and not late(event.dts * event.time_base):
                         out[0].packet(event) if out else waiting.append(event)
                     continue
                 start = event.time if start is None else start
