@@ -62,6 +62,7 @@ class Row:
       points: by how much the mean IU, pixel and mean accuracy may differ, in points of a hundred.
       curve: by which fraction each eighth of the loss curve may differ.
       data: the folder that --raw_dir has to hold, empty where the run makes its own.
+      narrow: the width to which narrow.py brings VGG16 on the folder's train/, to start from; 0 where it does not.
     """
 
     train: tuple[str, ...]
@@ -69,6 +70,7 @@ class Row:
     points: float
     curve: float
     data: str = ""
+    narrow: int = 0
 
 
 VAL, TEST = Evaluation("val"), Evaluation("test")
@@ -113,6 +115,9 @@ ROWS = {
         points=2.0,
         curve=0.15,
         data="CamVid",
+    ),
+    "camvid_small": Row(
+        ("--config=configs/camvid_small.py",), (VAL, TEST), points=2.0, curve=0.15, data="CamVid", narrow=24
     ),
     "camvid_weighted": Row(
         (
@@ -194,6 +199,8 @@ def run(row, workdir, raw_dir):
     if "--config=configs/folder.py" in row.train:
         raw_dir = raw_dir / row.data
     train = (*row.train, *((f"--config.data.raw_dir={raw_dir}",) if row.data else ()), f"--workdir={workdir}")
+    if row.narrow:
+        train += (f"--config.init.weights={narrow(row, raw_dir, workdir)}",)
     run_main(train)
     common = tuple(argument for argument in train if not argument.startswith("--config.eval."))
     end = checkpoint.saved_steps(workdir)[-1]
@@ -234,9 +241,23 @@ def voc_subset(raw_dir, folder):
     return folder
 
 
+def narrow(row, raw_dir, workdir):
+    """The file that narrow.py writes, once."""
+    path = workdir / f"narrow{row.narrow}.npz"
+    if not path.exists():
+        images = raw_dir / row.data / "train"
+        run_script("benchmarks/narrow.py", f"--images={images}", f"--width={row.narrow}", f"--output={path}")
+    return path
+
+
 def run_main(arguments):
-    """fcn_jax.main, as a user runs it; Ctrl-C reaches it too, and it is waited for until it has saved."""
-    command = ("python", "-m", "fcn_jax.main", *arguments)
+    """fcn_jax.main, as a user runs it."""
+    run_script("-m", "fcn_jax.main", *arguments)
+
+
+def run_script(*arguments):
+    """A command of Python's; Ctrl-C reaches it too, and it is waited for until it has saved."""
+    command = ("python", *arguments)
     print(shlex.join(command), flush=True)
     process = subprocess.Popen((sys.executable, *command[1:]), cwd=ROOT)
     while process.returncode is None:

@@ -52,6 +52,7 @@ _LIMITS: dict[str, tuple[float | None, float | None]] = {
     "optim.clip_norm": (0, None),
     "optim.ema": (0, 0.999999),
     "loss.sampling": (0.01, 1),
+    "loss.jaccard": (0, None),
     "distill.weight": (0, 1),
     "eval.batch_size": (1, None),
     "eval.every": (0, None),
@@ -71,7 +72,7 @@ def default() -> ConfigDict:
     c.seed = 0  # initial weights, order of the data, augmentation and dropout
     c.deterministic = False  # on GPU: slower kernels that always add in the same order; CPU and TPU do anyway
     # The stages of the run: each continues from the parameters of the one before.
-    c.network = "fcn8s"  # fcn32s, fcn16s or fcn8s, with commas between stages
+    c.network = "fcn8s"  # fcn32s, fcn16s, fcn8s or fcn4s, with commas between stages
     c.steps = (10_000,)  # optimizer updates
     c.learning_rate = (1e-4,)
     # What the images are made of: colour; colour+depth for one stream that sees both; colour/hha for two streams, whose
@@ -82,7 +83,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.backbone = "vgg16"  # or googlenet; or alexnet or alexnet_torchvision, which have fcn32s only
     c.model.geometry = "same"  # caffe: the released networks to the pixel; same: no 100 px border, half the cost
-    c.model.at_once = True  # scale pool4 by 0.01 and pool3 by 0.0001 before they are scored
+    c.model.at_once = True  # scale pool4 by 0.01, pool3 by 1e-4 and pool2 by 1e-6 before they are scored
     c.model.upsampling = "fixed"  # fixed: bilinear, no parameters; learned: dense kernels that start bilinear
     c.model.width = 64  # channels of the first layer; 64 is VGG16, GoogLeNet and alexnet_torchvision, 96 alexnet
     c.model.fc_width = 4096  # channels of fc6 and fc7; 4096 is VGG16
@@ -139,6 +140,7 @@ def default() -> ConfigDict:
     c.loss.normalization = "pixel"  # sum (the paper's), image (mean of per-image means), pixel (mean over the batch)
     # Patchwise training: each cell of 32 x 32 pixels counts with this probability; a larger batch makes up for it.
     c.loss.sampling = 1.0
+    c.loss.jaccard = 0.0  # how much one minus the mean soft IU of the batch counts, which is added; 0: nothing
     c.loss.class_weights = "none"  # none, median_frequency, sqrt_median_frequency, or one number per class: 1,0.5,2
 
     c.distill = ConfigDict()

@@ -1,7 +1,7 @@
-"""The per-pixel cross-entropy and how it is normalised.
+"""The per-pixel cross-entropy and how it is normalised; and the Jaccard loss, which may be added.
 
-Every normalisation is a weight per pixel that depends on the labels alone, so the loss of a step is one weighted sum,
-whatever the number of devices and of accumulated batches.
+Every normalisation is a weight per pixel that depends on the labels alone, so the cross-entropy of a step is one
+weighted sum, whatever the number of devices and of accumulated batches.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ class Loss:
       heads: where the classes of each head are in the logits; the losses of several are added.
       sampling: the probability with which a cell counts, as in `sampled`.
       soft: how much soft labels count, where a batch has any; the labels count the rest.
+      jaccard: how much `jaccard` counts, which is added.
     """
 
     class_weights: jax.Array
@@ -30,6 +31,7 @@ class Loss:
     heads: tuple[slice, ...] = (slice(None),)
     sampling: float = 1.0
     soft: float = 0.0
+    jaccard: float = 0.0
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -50,6 +52,24 @@ def divergence(logits: jax.Array, soft: jax.Array) -> jax.Array:
     Zero where they say the same; its gradient is that of the cross-entropy with soft labels.
     """
     return optax.kl_divergence(jax.nn.log_softmax(logits.astype(jnp.float32)), soft)
+
+
+def jaccard(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """One minus the mean soft IU, float32 [], of logits [B, H, W, C] and label uint8 [B, H, W], all images together.
+
+    The soft IU of a class is that of the confusion matrix of probabilities in place of predictions, as a fraction: its
+    probability where it is the label, divided by all of its probability, plus its pixels, minus the same. Void counts
+    nowhere. The mean is over the classes that the labels have: 0 if they have none. Up to the smoothing, which is none
+    here, it is the soft Jaccard loss of Rahman and Wang (ISVC 2016) for many classes.
+    """
+    num_classes = logits.shape[-1]
+    truth = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)  # void has no class
+    found = jax.nn.softmax(logits.astype(jnp.float32)) * (label < num_classes)[..., None]
+    axes = tuple(range(label.ndim))
+    both, pixels, probability = (x.sum(axes) for x in (truth * found, truth, found))
+    there = pixels > 0
+    loss = jnp.where(there, 1 - both / jnp.maximum(pixels + probability - both, 1.0), 0.0)
+    return loss.sum() / jnp.maximum(there.sum(), 1).astype(jnp.float32)
 
 
 def pixel_weights(label: jax.Array, normalization: str, class_weights: jax.Array) -> jax.Array:

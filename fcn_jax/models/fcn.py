@@ -1,4 +1,4 @@
-"""FCN-32s, FCN-16s and FCN-8s on any of the backbones (PAMI sections 4.2 and 4.3).
+"""FCN-32s, FCN-16s and FCN-8s on any of the backbones (PAMI sections 4.2 and 4.3), and an FCN-4s on VGG16.
 
 Two geometries. `caffe` is the released networks to the pixel: the encoder's border, Caffe's sizes of poolings, unpadded
 fc6, and the release's crops, which follow from where the cells of each map lie. `same` has no border: n pixels become

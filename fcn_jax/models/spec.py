@@ -24,7 +24,7 @@ class Backbone:
 
     Attributes:
       first: the layer that sees the image.
-      skips: its maps of stride 16 and 8, which FCN-16s and FCN-8s score too.
+      skips: its maps of stride 16, 8 and 4, which FCN-16s, FCN-8s and FCN-4s score too.
       fc6: size of the map that fc6 saw when it was fully connected, 0 without it.
       last: its map of stride 32.
       odd_kernels: cells lie at whole pixels, so that bilinear kernels of 2s - 1 and not of 2s make whole crops.
@@ -47,7 +47,7 @@ _VGG16 = tuple(f"conv{block}_{index + 1}" for block, count, _ in VGG16_BLOCKS fo
 _ALEXNET = tuple(f"conv{index}" for index in range(1, 6))
 
 BACKBONES = {
-    "vgg16": Backbone("conv1_1", ("pool4", "pool3"), fc6=7, convolutions=_VGG16),
+    "vgg16": Backbone("conv1_1", ("pool4", "pool3", "pool2"), fc6=7, convolutions=_VGG16),
     "alexnet": Backbone("conv1", (), fc6=6, odd_kernels=True, multiple=2, convolutions=_ALEXNET),
     "alexnet_torchvision": Backbone("conv1", (), fc6=6, odd_kernels=True, convolutions=_ALEXNET),
     "googlenet": Backbone("conv1_7x7_s2", ("inception_4e", "inception_3b"), 0, "inception_5b", odd_kernels=True),
@@ -97,11 +97,12 @@ class Head:
         return f"_{self.name}" if self.name else ""
 
 
-NETWORKS = {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2}  # and how many skips they fuse, from the deepest on
+# And how many skips they fuse, from the deepest on. FCN-4s is not in the paper, which found no gain beyond FCN-8s.
+NETWORKS = {"fcn32s": 0, "fcn16s": 1, "fcn8s": 2, "fcn4s": 3}
 GEOMETRIES = ("caffe", "same")
 UPSAMPLINGS = ("fixed", "learned")
-# voc-fcn8s-atonce scales the skips down before they are scored, so that they start small.
-AT_ONCE_SCALES = (0.01, 0.0001)
+# voc-fcn8s-atonce scales the skips down before they are scored, so that they start small; the third goes on like it.
+AT_ONCE_SCALES = (0.01, 0.0001, 1e-6)
 
 CHOICES = {
     "network": tuple(NETWORKS),
@@ -176,7 +177,7 @@ class ModelSpec:
     """All that shapes the parameters of a network or its output, and what its classes are called.
 
     Attributes:
-      network: fcn32s, fcn16s or fcn8s.
+      network: a key of NETWORKS.
       backbone: a key of BACKBONES.
       geometry: `caffe` or `same`.
       at_once: scale the skips as the at-once network does.
@@ -240,7 +241,7 @@ class ModelSpec:
         """{layer of a head: size of its upsampling kernel} in order: by 2 to each skip, and the rest."""
         skips, odd = self.skips, BACKBONES[self.backbone].odd_kernels
         stride = 32 >> len(skips)
-        names = ("upscore2", *(f"upscore_{skip}" for skip in skips))[: len(skips)]
+        names = ("upscore2", *(f"upscore_{skip}" for skip in skips[:-1]))[: len(skips)]
         last = f"upscore{stride}" if skips else "upscore"
         sizes = {**dict.fromkeys(names, 4 - odd), last: 2 * stride - odd}
         return {f"{name}{head.suffix}": size for name, size in sizes.items()}

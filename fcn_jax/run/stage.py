@@ -115,6 +115,7 @@ def compile_update(
             heads=tuple(place for _, place in spec.outputs),
             sampling=config.loss.sampling,
             soft=config.distill.weight if config.distill.teacher else 0.0,
+            jaccard=config.loss.jaccard,
         ),
         seed=config.seed,
         ema=config.optim.ema,

@@ -17,7 +17,10 @@ from fcn_jax import cli
 
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write, which must not exist; without it the report alone.")
 _MODEL = flags.DEFINE_enum(
-    "model", None, ["fcn32s", "fcn16s", "fcn8s", "fcn8s_atonce"], "The network; default: what the weights are of."
+    "model",
+    None,
+    ["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn8s_atonce"],
+    "The network; default: what the weights are of.",
 )
 _GEOMETRY = flags.DEFINE_enum(
     "geometry", None, ["caffe", "same"], "caffe (default): as released; same: no border, half the cost."

@@ -120,8 +120,8 @@ def _told_by(weights: Weights) -> tuple[str, bool]:
     scored = sum(any(name.startswith(f"score_{skip}") for name in arrays) for skip in skips)
     if scored == 2 and weights.at_once is None:
         raise ValueError(
-            f"the weights do not say whether {' and '.join(skips)} are scaled down (at-once) or not: give --model=fcn8s"
-            " or --model=fcn8s_atonce"
+            f"the weights do not say whether {' and '.join(skips[:2])} are scaled down (at-once) or not: give"
+            " --model=fcn8s or --model=fcn8s_atonce"
         )
     if not scored and not weights.heads():
         return ("fcn8s" if skips else "fcn32s"), False

@@ -14,7 +14,7 @@ def encode(m: Map, layers: Layers, width: int, fc_width: int) -> dict[str, Map]:
       width: channels of conv1_x, 64 in VGG16. fc_width: channels of fc6 and fc7, 4096 in VGG16.
 
     Returns:
-      {'pool3', 'pool4', 'fc7': Map}.
+      {'pool2', 'pool3', 'pool4', 'fc7': Map}.
     """
     maps = {}
     for block, convolutions, multiple in VGG16_BLOCKS:
@@ -28,4 +28,4 @@ def encode(m: Map, layers: Layers, width: int, fc_width: int) -> dict[str, Map]:
         maps[f"pool{block}"] = m
     m = layers.drop(layers.relu(layers.conv(m, "fc6", fc_width, 7, padding=0 if layers.caffe else 3)))
     m = layers.drop(layers.relu(layers.conv(m, "fc7", fc_width, 1)))
-    return {"pool3": maps["pool3"], "pool4": maps["pool4"], "fc7": m}
+    return {**{pool: maps[pool] for pool in ("pool2", "pool3", "pool4")}, "fc7": m}
