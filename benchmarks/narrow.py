@@ -29,7 +29,8 @@ RIDGE = 1e-4  # of the mean of the diagonal
 def convolved(x, kernel, bias):
     """3x3, padded with zeros."""
     dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions) + bias
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+    return y + bias[None, None, None]
 
 
 @jax.jit

@@ -64,7 +64,7 @@ def jaccard(logits: jax.Array, label: jax.Array) -> jax.Array:
     """
     num_classes = logits.shape[-1]
     truth = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)  # void has no class
-    found = jax.nn.softmax(logits.astype(jnp.float32)) * (label < num_classes)[..., None]
+    found = jnp.where((label < num_classes)[..., None], jax.nn.softmax(logits.astype(jnp.float32)), 0.0)
     axes = tuple(range(label.ndim))
     both, pixels, probability = (x.sum(axes) for x in (truth * found, truth, found))
     there = pixels > 0

@@ -28,14 +28,19 @@ BLOCKS = (
 )
 # Per network, the deconvolutions in order: (layer, stride, skip that the result is added to or None for the last,
 # offset of the crop in the Caffe geometry). The kernel's size is twice the stride. A crop with a skip cuts the skip's
-# scores to the size of the upsampled ones; the last crop cuts the upsampled scores to the size of the image.
+# scores to the size of the upsampled ones; the last crop cuts the upsampled scores to the size of the image. FCN-4s is
+# not in the release: its crops are where cells of pool2, at 4 i - 97.5, and pixels lie (test_grid.py).
 UPSAMPLING: Mapping[str, tuple[tuple[str, int, str | None, int], ...]] = {
     "fcn32s": (("upscore", 32, None, 19),),
     "fcn16s": (("upscore2", 2, "pool4", 5), ("upscore16", 16, None, 27)),
     "fcn8s": (("upscore2", 2, "pool4", 5), ("upscore_pool4", 2, "pool3", 9), ("upscore8", 8, None, 31)),
+    "fcn4s": (
+        *(("upscore2", 2, "pool4", 5), ("upscore_pool4", 2, "pool3", 9), ("upscore_pool3", 2, "pool2", 17)),
+        ("upscore4", 4, None, 33),
+    ),
 }
 # The at-once net scales the skips' features, before their score convolutions.
-AT_ONCE_SCALE = {"pool4": 0.01, "pool3": 0.0001}
+AT_ONCE_SCALE = {"pool4": 0.01, "pool3": 0.0001, "pool2": 1e-6}
 
 
 class Scores(TypedDict):
@@ -168,7 +173,7 @@ def features(params: Params, image: Array, *, first_pad: int, fc6_pad: int) -> d
 
 
 def score_skip(params: Params, found: Mapping[str, FloatArray], skip: str, at_once: bool) -> FloatArray:
-    """Score a pooling layer: 'pool4' or 'pool3' [h, w, I] -> [h, w, C], scaled first in the at-once net."""
+    """Score a pooling layer: 'pool4', 'pool3' or 'pool2' [h, w, I] -> [h, w, C], scaled first in the at-once net."""
     x = found[skip]
     if at_once:
         x = x * AT_ONCE_SCALE[skip]
@@ -190,7 +195,7 @@ def fcn_caffe(params: Params, image: Array, *, network: str, at_once: bool = Fal
 
     conv1_1 pads 100 and fc6 pads nothing; crops start at the offsets of the released net definitions. `params` holds
     {layer: {'kernel': [k, k, I, O], 'bias': [O]}} and, if wanted, {deconvolution: {'kernel': [2s, 2s, I, O]}};
-    `network` is 'fcn32s', 'fcn16s' or 'fcn8s'.
+    `network` is a key of UPSAMPLING.
     """
     found = features(params, image, first_pad=100, fc6_pad=0)
     x = convolve(found["fc7"], params["score_fr"])

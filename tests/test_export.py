@@ -55,6 +55,7 @@ CASES = tuple(
     for geometry in ("caffe", "same")
     for upsampling in ("fixed", "learned")
 )
+CASES += (Case("fcn4s", "caffe", "learned"), Case("fcn4s", "same", "fixed"))
 # Every network, geometry and upsampling: for the runtimes that compile for each size.
 FEW = (
     Case("fcn32s", "caffe", "learned"),

@@ -118,10 +118,11 @@ def test_pytorch_fcn_has_no_narrow_network(converted, tmp_path):
             Case("fcn16s", "caffe", "fixed", at_once=True),
             "an at-once fcn16s, and only its fcn8s is: --format=safetensors",
         ),
+        (Case("fcn4s", "caffe", "fixed"), "network 'fcn4s', not one of fcn32s, fcn16s, fcn8s: --format=safetensors"),
     ],
     ids=str,
 )
-def test_pytorch_fcn_has_no_other_means_or_scales(case, message):
+def test_pytorch_fcn_has_no_other_means_scales_or_networks(case, message):
     with pytest.raises(ValueError, match=message):
         export.torchfcn.check(case.spec(width=64, fc_width=4096))
 

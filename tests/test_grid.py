@@ -20,7 +20,7 @@ VGG16 = encoder(
         *((3, 1, 1), (3, 1, 1), (3, 1, 1), POOL, (3, 1, 1), (3, 1, 1), (3, 1, 1), POOL, (7, 1, 0), (1, 1, 0)),
     ]
 )
-POOL3, POOL4, FC7 = VGG16[9], VGG16[13], VGG16[-1]
+POOL2, POOL3, POOL4, FC7 = VGG16[5], VGG16[9], VGG16[13], VGG16[-1]
 # CaffeNet: voc-fcn-alexnet/net.py.
 ALEXNET = encoder(
     [(11, 4, 100), (3, 2, 0), (5, 1, 2), (3, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1), (3, 2, 0), (6, 1, 0), (1, 1, 0)]
@@ -28,7 +28,7 @@ ALEXNET = encoder(
 
 
 def test_the_cells_of_the_released_encoders():
-    assert [Grid(8, -95.5), Grid(16, -91.5), Grid(32, 12.5)] == [POOL3, POOL4, FC7]
+    assert [Grid(4, -97.5), Grid(8, -95.5), Grid(16, -91.5), Grid(32, 12.5)] == [POOL2, POOL3, POOL4, FC7]
     assert ALEXNET[-1] == Grid(32, 13)
 
 
@@ -42,6 +42,11 @@ def test_the_crops_are_those_of_the_release():
     assert POOL3.offset(upscore_pool4) == 9
     assert upscore_pool4.upsampled(16).offset(Grid()) == 31
     assert ALEXNET[-1].upsampled(63).offset(Grid()) == 18
+    # FCN-4s is not in the release. By hand: cell 9 of pool3 lies at 8 * 9 - 95.5 = -23.5, and its upsampling begins
+    # 1.5 cells of stride 4 before it, at -29.5; there is cell 17 of pool2. 3.5 pixels before it is pixel -33.
+    upscore_pool3 = upscore_pool4.upsampled(4)
+    assert POOL2.offset(upscore_pool3) == 17
+    assert upscore_pool3.upsampled(8).offset(Grid()) == 33
 
 
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (3, 2), (4, 2), (15, 8), (16, 8), (63, 32), (64, 32)])

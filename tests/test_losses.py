@@ -10,6 +10,7 @@ from fcn_jax import losses
 
 ONES = jnp.ones(3, jnp.float32)
 cross_entropy = jax.jit(losses.cross_entropy)
+jaccard = jax.jit(losses.jaccard)
 pixel_weights = jax.jit(losses.pixel_weights, static_argnums=1)
 
 
@@ -36,6 +37,34 @@ def test_cross_entropy_by_hand():
     logits = jnp.array([[[0.0, np.log(3.0)], [0.0, np.log(3.0)], [0.0, np.log(3.0)]]])
     loss = cross_entropy(logits, jnp.array([[0, 1, 255]], jnp.uint8))
     np.testing.assert_allclose(loss, [[np.log(4), np.log(4 / 3), 0]], rtol=1e-6)
+
+
+def test_jaccard_by_hand():
+    # Scores 0 and log 3 are the probabilities 1/4 and 3/4; of three classes the third is nowhere.
+    logits = jnp.log(jnp.array([[[[1.0, 3.0, 1e-30], [3.0, 1.0, 1e-30], [3.0, 1.0, 1e-30], [9.0, 1.0, 5.0]]]]))
+    label = jnp.array([[[1, 0, 1, 255]]], jnp.uint8)
+    # Class 0: 3/4 of 1 + (1/4 + 3/4 + 3/4) - 3/4 = 2. Class 1: 3/4 + 1/4 of 2 + (3/4 + 1/4 + 1/4) - 1 = 9/4.
+    np.testing.assert_allclose(jaccard(logits, label), 1 - (0.75 / 2 + 1 / 2.25) / 2, rtol=1e-6)
+    assert float(jaccard(logits, jnp.full_like(label, 255))) == 0
+
+
+def test_jaccard_of_sure_scores_is_one_minus_the_mean_iu():
+    rng = np.random.default_rng(7)
+    label, predicted = random_labels(rng, (3, 8, 9), 5), rng.integers(0, 5, (3, 8, 9))
+    label[label == 4] = 255  # a class that is only predicted counts for the others alone
+    confusion = reference.confusion_matrix(label, predicted, 5)
+    found = jaccard(50 * jax.nn.one_hot(predicted, 5), label)
+    np.testing.assert_allclose(1 - found, reference.scores(confusion)["per_class_iou"][:4].mean(), rtol=1e-6)
+
+
+def test_a_step_against_the_gradient_of_jaccard_raises_the_iu_and_void_has_none():
+    rng = np.random.default_rng(8)
+    label, logits = random_labels(rng, (2, 6, 6), 4), rng.normal(size=(2, 6, 6, 4)).astype(np.float32)
+    gradient = jax.jit(jax.grad(losses.jaccard))(logits, label)
+    assert not np.asarray(gradient)[label == 255].any()
+    assert np.asarray(gradient)[label != 255].any(-1).all()
+    assert float(jaccard(logits - gradient, label)) < float(jaccard(logits, label)) - 0.9 * np.vdot(gradient, gradient)
+    assert not np.asarray(jax.grad(losses.jaccard)(logits, np.full_like(label, 255))).any()
 
 
 @pytest.mark.parametrize(("shape", "num_classes"), [((5, 7), 2), ((2, 3, 4), 21), ((1, 2, 6, 1), 60)])

@@ -58,6 +58,8 @@ CASES = (
     Case("caffe", "fcn8s", at_once=True, upsampling="learned"),
     Case("same", "fcn32s", upsampling="learned"),
     Case("same", "fcn8s", at_once=True, upsampling="learned"),
+    Case("caffe", "fcn4s"),
+    Case("same", "fcn4s", at_once=True, upsampling="learned"),
 )
 GRADIENT_CASES = (
     Case("caffe", "fcn32s"),
@@ -66,6 +68,7 @@ GRADIENT_CASES = (
     Case("same", "fcn32s"),
     Case("same", "fcn16s"),
     Case("same", "fcn8s", at_once=True, upsampling="learned"),
+    Case("caffe", "fcn4s", at_once=True),
 )
 
 
@@ -81,7 +84,7 @@ def random_params(case: Case) -> Any:
             continue
         kernel *= np.sqrt(2 / np.prod(kernel.shape[:3]))
         if case.at_once and layer.startswith("score_pool"):
-            kernel /= {"score_pool4": 0.01, "score_pool3": 0.0001}[layer]
+            kernel /= reference.AT_ONCE_SCALE[layer.removeprefix("score_")]
         bias = 10 * rng.normal(size=arrays["bias"].shape)
         params[layer] = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
     return params
@@ -279,7 +282,7 @@ def reference_gradients(case: Case, params: Any, image: np.ndarray, weights: np.
     """Gradients of sum(weights * logits) with respect to the parameters, float64, of one image [H, W, 3] alone."""
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     caffe = case.geometry == "caffe"
-    scale = reference.AT_ONCE_SCALE if case.at_once else {"pool4": 1.0, "pool3": 1.0}
+    scale = reference.AT_ONCE_SCALE if case.at_once else dict.fromkeys(reference.AT_ONCE_SCALE, 1.0)
     # The encoder forwards: each layer's name, padding and input; the name of a pooling layer stands for itself.
     x = reference.preprocess(image)
     inputs, found = [], {}
@@ -420,11 +423,11 @@ VGG16 = {
     "fc7": (1, 4096, 4096),
     "score_fr": (1, 4096, 21),
 }
-SCORES = {"score_pool4": (1, 512, 21), "score_pool3": (1, 256, 21)}
+SCORES = {"score_pool4": (1, 512, 21), "score_pool3": (1, 256, 21), "score_pool2": (1, 128, 21)}
 # The encoder has 134,260,544: 14,714,688 in conv1_1 .. conv5_3, 7 * 7 * 512 * 4096 + 4096 = 102,764,544 in fc6 and
 # 4096 * 4096 + 4096 = 16,781,312 in fc7. The scores: score_fr 4096 * 21 + 21 = 86,037, score_pool4 512 * 21 + 21 =
-# 10,773, score_pool3 256 * 21 + 21 = 5,397. Learned kernels: (2 s)^2 * 21^2, that is 7,056 for s = 2, 112,896 for 8,
-# 451,584 for 16 and 1,806,336 for 32.
+# 10,773, score_pool3 256 * 21 + 21 = 5,397, score_pool2 128 * 21 + 21 = 2,709. Learned kernels: (2 s)^2 * 21^2, that is
+# 7,056 for s = 2, 28,224 for 4, 112,896 for 8, 451,584 for 16 and 1,806,336 for 32.
 COUNTS = {
     # 134,260,544 + 86,037
     ("fcn32s", "fixed"): (134_346_581, {}),
@@ -432,12 +435,16 @@ COUNTS = {
     ("fcn16s", "fixed"): (134_357_354, {}),
     # + 5,397
     ("fcn8s", "fixed"): (134_362_751, {}),
+    # + 2,709
+    ("fcn4s", "fixed"): (134_365_460, {}),
     # fixed + 1,806,336
     ("fcn32s", "learned"): (136_152_917, {"upscore": 64}),
     # fixed + 7,056 + 451,584
     ("fcn16s", "learned"): (134_815_994, {"upscore2": 4, "upscore16": 32}),
     # fixed + 7,056 + 7,056 + 112,896
     ("fcn8s", "learned"): (134_489_759, {"upscore2": 4, "upscore_pool4": 4, "upscore8": 16}),
+    # fixed + 3 * 7,056 + 28,224
+    ("fcn4s", "learned"): (134_414_852, {"upscore2": 4, "upscore_pool4": 4, "upscore_pool3": 4, "upscore4": 8}),
 }
 
 
@@ -445,7 +452,7 @@ COUNTS = {
 @pytest.mark.parametrize(("network", "upsampling"), COUNTS)
 def test_full_width_networks_have_the_layers_of_the_paper(network: str, upsampling: str, geometry: str) -> None:
     count, upscores = COUNTS[network, upsampling]
-    skips = {"fcn32s": (), "fcn16s": ("score_pool4",), "fcn8s": ("score_pool4", "score_pool3")}[network]
+    skips = list(SCORES)[: ("fcn32s", "fcn16s", "fcn8s", "fcn4s").index(network)]
     layers = VGG16 | {name: SCORES[name] for name in skips}
     expected: dict[str, Any] = {
         name: {"kernel": (size, size, inputs, outputs), "bias": (outputs,)}

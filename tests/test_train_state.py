@@ -58,13 +58,15 @@ def make_sgd(params, rate=1.0, frozen=()):
     return optim.make_optimizer(params, optim.Solver("sgd", lambda step: rate, 0.0, 0.0), frozen=frozen)
 
 
-def make_step(params, optimizer, model=None, *, frozen=(), normalization="pixel", sampling=1.0, seed=0, **average):
+def make_step(
+    params, optimizer, model=None, *, frozen=(), normalization="pixel", sampling=1.0, jaccard=0.0, seed=0, **average
+):
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
         groups, loss = (
             optim.parameter_groups(params, frozen),
-            losses.Loss(class_weights, normalization, sampling=sampling),
+            losses.Loss(class_weights, normalization, sampling=sampling, jaccard=jaccard),
         )
         update = steps.Update(model or fcn.FCN(SPEC), optimizer, groups, loss, seed, **average)
         return steps.train_step(state, batch, update)
@@ -278,6 +280,20 @@ def test_how_each_normalization_accumulates(batch, normalization, ratio):
         assert float(results[key]) == pytest.approx(ratio * float(expected[key]), rel=1e-5)
     gradient = jax.tree.map(lambda g: ratio * g, gradient_of(state, once))
     assert_close(gradient_of(state, found), gradient, 1e-4)
+
+
+def test_jaccard_is_added_and_of_accumulated_batches_its_mean(batch):
+    params = pixelwise_params()
+    optimizer = make_sgd(params)
+    state = train_state.create_train_state(params, optimizer)
+    logits = Pixelwise().apply({"params": params}, batch["image"])
+    plain, added = (jax.jit(make_step(params, optimizer, Pixelwise(), jaccard=share)) for share in (0.0, 0.5))
+    for divided in (batch, reshaped(batch, 2, 2)):
+        accumulated = len(divided["image"])
+        scores = logits.reshape(*divided["label"].shape, CLASSES)
+        expected = sum(losses.jaccard(*pair) for pair in zip(scores, divided["label"], strict=True)) / accumulated
+        difference = added(state, divided, ONES)[1]["loss"] - plain(state, divided, ONES)[1]["loss"]
+        assert float(difference) == pytest.approx(0.5 * float(expected), rel=1e-4)
 
 
 def test_frozen_layers_are_not_in_the_gradient_norm(batch):

@@ -26,7 +26,9 @@ def check(spec: ModelSpec) -> None:
     differences = [
         f"{key} {getattr(spec, key)!r}, not {value!r}" for key, value in _WANTED.items() if getattr(spec, key) != value
     ]
-    if spec.at_once and spec.network == "fcn16s":
+    if spec.network not in _CLASSES:
+        differences.append(f"network {spec.network!r}, not one of {', '.join(_CLASSES)}")
+    elif spec.at_once and spec.network == "fcn16s":
         differences.append("an at-once fcn16s, and only its fcn8s is")
     if differences:
         raise ValueError(
