@@ -1,9 +1,8 @@
-"""What is put in place of removed objects, in one image: by OpenCV (the extra `video`)."""
+"""What is put in place of removed objects, in one image."""
 
+import cv2
 import numpy as np
 from scipy import ndimage
-
-from fcn_jax import extras
 
 FILLS = ("inpaint", "blur", "colour", "transparent")
 _RADIUS = 5  # pixels around a hole that inpainting looks at
@@ -25,7 +24,7 @@ def fill(image: np.ndarray, hole: np.ndarray, how: str, colour: tuple[int, int, 
       uint8 [H, W, 3], or with `transparent` [H, W, 4], alpha last. Outside of the hole the image as it is.
 
     Raises:
-      ValueError: another `how`; or OpenCV is not installed.
+      ValueError: another `how`.
     """
     if how not in FILLS:
         raise ValueError(f"fill {how!r}: choose from {', '.join(FILLS)}")
@@ -48,7 +47,6 @@ def grown(hole: np.ndarray, pixels: float) -> np.ndarray:
 
 def _inpainted(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
     """Telea's fast marching, on a smaller image where it is large: its time grows with hole and radius."""
-    cv2 = extras.need("cv2", "video")
     factor = min(1.0, _LARGEST / max(hole.shape))
     if factor == 1:
         return np.asarray(cv2.inpaint(image, hole.astype(np.uint8), _RADIUS, cv2.INPAINT_TELEA))
@@ -61,6 +59,5 @@ def _inpainted(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
-    cv2 = extras.need("cv2", "video")
     sigma = max(1.0, _BLUR * float(np.hypot(*image.shape[:2])))
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma))

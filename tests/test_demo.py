@@ -20,7 +20,6 @@ from PIL import Image
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
-pytest.importorskip("cv2")
 
 from fcn_jax.demo import server  # noqa: E402  # needs what is looked for above
 

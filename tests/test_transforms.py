@@ -126,6 +126,62 @@ def test_image_and_label_stay_aligned(low, high):
         assert abs(np.mean(means)) < 0.1  # nor is one shifted by a part of a pixel
 
 
+def interpolated(array, size):
+    """`array` float64 [H, W] at another size, bilinearly: centres of pixels at half, edges repeated."""
+    for axis, length in enumerate(size):
+        centres = np.clip((np.arange(length) + 0.5) * array.shape[axis] / length - 0.5, 0, array.shape[axis] - 1)
+        below = np.floor(centres).astype(int)
+        above, share = np.minimum(below + 1, array.shape[axis] - 1), centres - below
+        share = np.expand_dims(share, 1 - axis)
+        array = (1 - share) * array.take(below, axis) + share * array.take(above, axis)
+    return array
+
+
+@pytest.mark.parametrize("factor", [0.51, 0.7, 1.0, 1.3, 2.0, 3.1])
+def test_the_image_is_interpolated_as_it_is_scored_at_other_sizes(factor):
+    """As multiscale.py does it; OpenCV rounds its weights to 8 bits and then the result."""
+    image, label = example(37, 52)
+    cropped, cropped_label = transforms.random_crop(
+        image, label, np.random.default_rng(0), crop_size=(200, 200), scale=(factor, factor)
+    )
+    assert cropped_label.shape == (round(37 * factor), round(52 * factor))
+    for channel in range(3):
+        expected = interpolated(image[..., channel].astype(np.float64), cropped_label.shape)
+        assert np.abs(cropped[..., channel] - expected).max() <= 1.25
+        assert abs((cropped[..., channel] - expected).mean()) < 0.05  # halves are rounded up
+
+
+def test_what_is_shrunk_to_less_than_half_is_averaged_first():
+    """A fine chequerboard becomes grey: each two pixels alone could be black or white."""
+    board = ((np.add.outer(np.arange(120), np.arange(160)) % 2) * 254).astype(np.uint8)
+    image = np.repeat(board[..., None], 3, 2)
+    for factor in (0.25, 0.3, 0.11):
+        draw = np.random.default_rng(0)
+        shrunk = transforms.random_crop(image, board, draw, crop_size=(99, 99), scale=(factor, factor))[0]
+        assert shrunk.shape == (round(120 * factor), round(160 * factor), 3)
+        assert np.abs(shrunk.astype(int) - 127).max() <= 32, factor
+        assert abs(shrunk.mean() - 127) < 4
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("scale", [0.3, 0.8, 1.7])
+def test_each_channel_and_each_head_is_cropped_as_it_is_alone(channels, scale):
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 100, (40, 50, channels)).astype(np.float32)
+    label = rng.integers(0, 256, (40, 50, channels), np.uint8)
+
+    def crop(image, label):
+        draw = np.random.default_rng(1)
+        return transforms.random_crop(image, label, draw, crop_size=(24, 20), scale=(scale, scale))
+
+    whole, labels = crop(image, label)
+    assert (whole.dtype, labels.dtype, whole.shape) == (np.float32, np.uint8, labels.shape)
+    for k in range(channels):
+        one, one_label = crop(image[..., k : k + 1], label[..., k])
+        np.testing.assert_allclose(whole[..., k : k + 1], one, rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(labels[..., k], one_label)
+
+
 def test_scale_is_log_uniform():
     # A crop as large as the enlarged image shows the factor: half of the draws below 1, a quarter below 1/2.
     image, label = example(40, 40)

@@ -6,6 +6,7 @@ import signal
 import struct
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
 from commands import command
@@ -18,7 +19,6 @@ from fcn_jax.video.reader import Frame, Reader
 from fcn_jax.video.writer import Writer
 
 av = pytest.importorskip("av")
-cv2 = pytest.importorskip("cv2")
 
 
 def scene(height=48, width=64, seed=0):

@@ -354,16 +354,17 @@ def _load(image: Image.Image) -> None:
 
 
 def _turned(image: Image.Image, number: int) -> np.ndarray:
-    rgb = image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     return np.asarray(rgb if number == 1 else rgb.transpose(_TURNS[number]))
 
 
 def _open(data: bytes) -> tuple[Image.Image, int]:
     """An image that is not decoded yet, and its orientation."""
     with _patient():
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.verify()  # a PNG's checksums, which decoding does not compare; an image cannot be used after it
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.format == "PNG":  # its checksums, which decoding does not compare; an image cannot be used after it
+            image.verify()
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
         return image, _orientation(image, data)
 
 

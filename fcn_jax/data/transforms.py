@@ -5,13 +5,14 @@ With further inputs images are uint8 or float32 [H, W, C]; of several heads labe
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from fcn_jax.data.images import VOID
 
 MEAN_RGB = (123, 117, 104)  # of VOC, as the network subtracts it
 IDENTITY = np.arange(256, dtype=np.uint8)
+GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue: ITU-R BT.601
 
 
 def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -21,9 +22,14 @@ def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[s
     if below < 0 or beside < 0:
         raise ValueError(f"an image of {height}x{width} does not fit a canvas of {canvas[0]}x{canvas[1]}")
     if below or beside:
-        image = np.pad(image, ((0, below), (0, beside), (0, 0)))
-        label = np.pad(label, ((0, below), (0, beside), (0, 0))[: label.ndim], constant_values=VOID)
+        image, label = _on(canvas, image, 0), _on(canvas, label, VOID)
     return {"image": image, "label": label, "size": np.array([height, width], np.int32)}
+
+
+def _on(canvas: tuple[int, int], array: np.ndarray, beyond: int) -> np.ndarray:
+    whole = np.full((*canvas, *array.shape[2:]), beyond, array.dtype)
+    whole[: array.shape[0], : array.shape[1]] = array
+    return whole
 
 
 def random_crop(
@@ -36,27 +42,31 @@ def random_crop(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resizes by a random factor, log-uniform in `scale`, and takes a random window of at most `crop_size`.
 
-    The window is cut before it is resized: bilinear for the image, nearest for the label. A resized image smaller than
-    the crop is taken whole.
+    The window is cut before it is resized: bilinear for the image, as multiscale.py scores it, nearest for the label.
+    Below a half, whole multiples of pixels are averaged first. A resized image smaller than the crop is taken whole.
     """
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))
     boxes = [_window(n, crop, factor, rng) for n, crop in zip(label.shape[:2], crop_size, strict=True)]
     (top, bottom, height), (left, right, width) = boxes
-    box = (left, top, right, bottom)
-    resized_image = _resized(image, (width, height), Image.Resampling.BILINEAR, box)
-    return resized_image, _resized(label, (width, height), Image.Resampling.NEAREST, box)
+    image, label = image[top:bottom, left:right], label[top:bottom, left:right]
+    multiple = min((bottom - top) // height, (right - left) // width)
+    if multiple > 1:
+        image = _resized(image, ((right - left) // multiple, (bottom - top) // multiple), cv2.INTER_AREA)
+    # OpenCV's exact forms give the same on every machine.
+    cropped = _resized(image, (width, height), cv2.INTER_LINEAR_EXACT)
+    return cropped, _resized(label, (width, height), cv2.INTER_NEAREST_EXACT)
 
 
 def flip(
     image: np.ndarray, label: np.ndarray, swaps: Sequence[np.ndarray] = (IDENTITY,)
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mirror image, left for right; `swaps` are uint8 [256] for each head, what its ids are in it."""
-    mirrored = label[:, ::-1]
+    image, mirrored = (cv2.flip(array, 1).reshape(array.shape) for array in (image, label))
     if all((swap == IDENTITY).all() for swap in swaps):
-        return image[:, ::-1], mirrored
+        return image, mirrored
     parts = [mirrored] if label.ndim == 2 else np.moveaxis(mirrored, -1, 0)
     swapped = [swap[part] for swap, part in zip(swaps, parts, strict=True)]
-    return image[:, ::-1], swapped[0] if label.ndim == 2 else np.stack(swapped, -1)
+    return image, swapped[0] if label.ndim == 2 else np.stack(swapped, -1)
 
 
 def mask(image: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
@@ -72,30 +82,26 @@ def mask(image: np.ndarray, label: np.ndarray, what: str) -> np.ndarray:
 
 
 def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Brightness, contrast and saturation, each times a factor uniform in 1 -/+ `strength` (0..1), in this order."""
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).astype(np.float32)
-    x = image.astype(np.float32)  # in place from here on: new arrays would take twice the time
-    x *= brightness
-    mean = x.mean()
-    x -= mean
-    x *= contrast
-    x += mean
-    grey = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    x -= grey
-    x *= saturation
-    x += grey
-    x += 0.5
-    return np.clip(x, 0, 255, out=x).astype(np.uint8)
+    """Brightness, contrast and saturation, each times a factor uniform in 1 -/+ `strength` (0..1), in this order.
+
+    Contrast is about the mean of the brightened image, saturation about the grey of each pixel. All three are one
+    matrix, which OpenCV rounds to a thousandth: a value may be 1 off.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    image = np.ascontiguousarray(image, np.uint8)
+    mean = np.mean(cv2.mean(image)[:3])
+    matrix = np.empty((3, 4))
+    matrix[:, :3] = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * GREY)
+    matrix[:, 3] = brightness * (1 - contrast) * mean
+    return np.asarray(cv2.transform(image, matrix))
 
 
-def _resized(
-    array: np.ndarray, size: tuple[int, int], how: Image.Resampling, box: tuple[int, int, int, int]
-) -> np.ndarray:
-    """`box` of an array [H, W] or [H, W, C] as Pillow resizes it: RGB at once, other channels one by one."""
-    if array.ndim == 2 or (array.shape[2] == 3 and array.dtype == np.uint8):
-        return np.asarray(Image.fromarray(array).resize(size, how, box))
-    channels = [np.ascontiguousarray(channel) for channel in np.moveaxis(array, -1, 0)]
-    return np.stack([np.asarray(Image.fromarray(channel).resize(size, how, box)) for channel in channels], -1)
+def _resized(array: np.ndarray, size: tuple[int, int], how: int) -> np.ndarray:
+    """An array [H, W] or [H, W, C] at another size (width, height); OpenCV averages at most four channels at once."""
+    if array.ndim == 3 and array.shape[2] > 4:
+        parts = [np.ascontiguousarray(array[..., i : i + 4]) for i in range(0, array.shape[2], 4)]
+        return np.concatenate([_resized(part, size, how) for part in parts], -1)
+    return cv2.resize(array, size, interpolation=how).reshape(*size[::-1], *array.shape[2:])
 
 
 def _window(size: int, crop: int, factor: float, rng: np.random.Generator) -> tuple[int, int, int]:

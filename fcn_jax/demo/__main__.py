@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"unknown argument {argv[1]!r}: every option is --name=value")
     if not _CHECKPOINT.value:
         raise ValueError("--checkpoint is missing: give the workdir of a run, such as runs/fcn8s_demo")
-    for package in ("uvicorn", "starlette", "cv2"):
+    for package in ("uvicorn", "starlette"):
         extras.need(package, "demo")
     import uvicorn
 

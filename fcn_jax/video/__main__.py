@@ -73,8 +73,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError("--show and --classes are for videos of which nothing is removed: leave them out")
     if path.exists() and pathlib.Path(source).exists() and path.samefile(source):
         raise ValueError(f"--output={output!r} is the video that is read: name another")
-    for package in ("av", "cv2"):
-        extras.need(package, "video")
+    extras.need("av", "video")
     writer.check(path, alpha=bool(_REMOVE.value) and _FILL.value == "transparent")
     with open_source(source) as reader:
         network = load(checkpoint, which=_WHICH.value, max_side=_MAX_SIDE.value, refine=_REFINE.value)

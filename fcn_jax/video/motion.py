@@ -4,9 +4,10 @@ import collections
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
-from fcn_jax import extras, fill
+from fcn_jax import fill
 
 MEMORY = 0.7  # of what was found before in what is found now, where motion leads to the same thing
 _ALIKE = 24  # grey values: what differs by more is not the same thing
@@ -33,7 +34,6 @@ class Steady:
         A pixel takes over what was found of what it shows in the frame before. Where that cannot be told, at cuts and
         behind what moves away, only its own scores count.
         """
-        cv2 = extras.need("cv2", "video")
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         if self._before is None or self._before[0].shape != grey.shape:
             result = scores
@@ -51,11 +51,10 @@ class Steady:
 
     def _places(self, grey: np.ndarray, before: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where each pixel was in the frame before: x and y, float32 [H, W]."""
-        cv2 = extras.need("cv2", "video")
         if min(grey.shape) < _SMALLEST:  # what the search for motion needs
             return places(np.zeros((*grey.shape, 2), np.float32))
         if self._flow is None:
-            self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+            self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         return places(self._flow.calc(grey, before, None))
 
 
@@ -73,7 +72,6 @@ def _inside(there: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 def _remapped(array: np.ndarray, there: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """[H, W, C] as seen from elsewhere; OpenCV takes four channels at once."""
-    cv2 = extras.need("cv2", "video")
     parts = [
         cv2.remap(np.ascontiguousarray(array[..., start : start + 4]), *there, cv2.INTER_LINEAR)
         for start in range(0, array.shape[2], 4)
@@ -113,7 +111,6 @@ class Background:
 
     def add(self, key: Any, image: np.ndarray, hole: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
         """Takes a frame; gives (key, image) of those whose backgrounds can be had no better."""
-        cv2 = extras.need("cv2", "video")
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         step = None
         if self._grey is not None and self._hole is not None and self._grey.shape == grey.shape:
@@ -166,7 +163,6 @@ class Background:
 
 def _take_over(image: np.ndarray, left: np.ndarray, hole: np.ndarray, other: Shot, matrix: np.ndarray) -> None:
     """Paints into the image what another shot shows of what is left, as bright as it would be here; changes both."""
-    cv2 = extras.need("cv2", "video")
     size = image.shape[1::-1]
     seen = cv2.warpPerspective((~other.hole).astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST) > 0
     usable = left & seen
@@ -189,12 +185,11 @@ def _homography(before: np.ndarray, after: np.ndarray, hole: np.ndarray) -> np.n
 
     Corners that see the hole of the first frame are left out: it may move otherwise than the scene.
     """
-    cv2 = extras.need("cv2", "video")
     allowed = (~fill.grown(hole, _SEEN)).astype(np.uint8) * 255
     corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 7, mask=allowed)
     if corners is None or len(corners) < _FEWEST:
         return np.eye(3) if np.median(np.abs(before.astype(np.int16) - after)[~hole]) < 3 else None
-    found, status, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
+    found, status, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, np.empty_like(corners))
     good = status.ravel() == 1
     if good.sum() < _FEWEST:
         return None

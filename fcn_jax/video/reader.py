@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from fcn_jax import extras
@@ -154,16 +155,15 @@ class Camera:
         """Opens a camera: `camera` for the first one, or a device such as /dev/video2.
 
         Raises:
-          ValueError: it cannot be opened, or OpenCV is not installed.
+          ValueError: it cannot be opened.
         """
-        self._cv2 = extras.need("cv2", "video")
         self.source, self._stopped = source, False
         if source.startswith("/dev/") and not pathlib.Path(source).exists():
             raise ValueError(f"there is no camera {source!r}")
-        self._capture = self._cv2.VideoCapture(0 if source == "camera" else source)
+        self._capture = cv2.VideoCapture(0 if source == "camera" else source)
         if not self._capture.isOpened():
             raise ValueError(f"the camera {source!r} cannot be opened: is it there, and may you use it?")
-        rate = self._capture.get(self._cv2.CAP_PROP_FPS)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = Fraction(rate).limit_denominator(1001) if rate and rate > 0 else None
 
     def packets(self) -> Iterator[Frame]:
@@ -174,7 +174,7 @@ class Camera:
             if not good:
                 return
             last = max(last + 1, round(1000 * (time.monotonic() - began)))
-            yield Frame(self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB), last)
+            yield Frame(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), last)
 
     def _stop(self, number: int, frame: Any) -> None:
         self._stopped = True
