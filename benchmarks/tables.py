@@ -50,6 +50,21 @@ def scores(records):
     return table(("run", "scored on", "images", *SCORES.values(), "minutes"), rows)
 
 
+def seeds(records):
+    """The mean over the seeds of each variant, and the lowest and the highest mean IU."""
+    variants = {}
+    for name, record in records.items():
+        variants.setdefault(name.rpartition("_seed")[0], []).append(record)
+    rows = []
+    for name, found in variants.items():
+        evaluations = [evaluation for record in found for evaluation in record["evaluations"].values()]
+        ious = [evaluation["mean_iou"] for evaluation in evaluations]
+        means = (percent(sum(e[key] for e in evaluations) / len(evaluations)) for key in SCORES)
+        minutes = sum(record["minutes"] for record in found) / len(found)
+        rows.append((name, len(found), *means, f"{percent(min(ious))} to {percent(max(ious))}", f"{minutes:.0f}"))
+    return table(("run", "seeds", *SCORES.values(), "mean IU from, to", "minutes"), rows)
+
+
 def camvid_classes(records):
     """The test IU of each class beside the published one."""
     published = ("published FCN-8s", *map(percent, FCN8S.values()), percent(sum(FCN8S.values()) / len(FCN8S)))
@@ -82,6 +97,7 @@ GROUPS = {"shapes": None, "camvid": camvid_classes, "voc": voc_classes}
 
 def main():
     """Prints them, a data set a section."""
+    print(f"matters\n\n{seeds(read('matters'))}")
     for group, by_class in GROUPS.items():
         records = read(group)
         print(f"{group}\n\n{scores(records)}")
