@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 BOUNDARY = 0.02  # of the diagonal: how wide the boundary of Boundary IoU is
 
@@ -67,9 +67,8 @@ def boundary(label: np.ndarray, distance: int) -> np.ndarray:
     """
     # Behind the edge is nothing, which is another id than any.
     padded = np.pad(label.astype(np.int16), 1, constant_values=-1)
-    size = 2 * distance + 1
-    lowest = ndimage.minimum_filter(padded, size, mode="nearest")
-    highest = ndimage.maximum_filter(padded, size, mode="nearest")
+    window = np.ones((2 * distance + 1,) * 2, np.uint8)
+    lowest, highest = (how(padded, window, borderType=cv2.BORDER_REPLICATE) for how in (cv2.erode, cv2.dilate))
     return np.asarray((lowest != highest)[1:-1, 1:-1])
 
 
