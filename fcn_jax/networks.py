@@ -81,7 +81,7 @@ def _unboxed(name: str, cache: pathlib.Path) -> pathlib.Path:
         if not converted.exists():
             found = weights.read_file(path)
             spec = convert.spec_for(found)
-            convert.write(converted, convert.fit(found, spec), spec)
+            convert.write(converted, convert.exactly(found, spec), spec)
     return converted
 
 

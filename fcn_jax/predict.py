@@ -1,7 +1,7 @@
 """Masks and overlays of photographs: python -m fcn_jax.predict --checkpoint=RUN --input=PHOTOS --output=DIR
 
 python -m fcn_jax.predict --checkpoint=runs/mine --input=PHOTOS --output=masks --write=mask,overlay,areas
-python -m fcn_jax.predict --checkpoint=caffe-fcn8s --input=a.jpg --output=cut --write=cutout --classes=person,car
+python -m fcn_jax.predict --checkpoint=camvid-small --input=a.jpg --output=cut --write=cutout --classes=car
 python -m fcn_jax.predict --checkpoint=runs/mine --input=aerial.tif --output=masks --tiles --max_side=0
 """
 
@@ -27,7 +27,7 @@ from fcn_jax.predictor import MAX_SIDE, Found, Predictor, enlarge, load, shrink
 from fcn_jax.run import progress
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as caffe-fcn8s."
+    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as camvid-small."
 )
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _INPUT = flags.DEFINE_string("input", None, "An image or a folder of images.")

@@ -18,7 +18,7 @@ from fcn_jax import cli, extras
 from fcn_jax.predictor import MAX_SIDE, load
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as caffe-fcn8s."
+    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as camvid-small."
 )
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Who may use it: 127.0.0.1 for this machine, 0.0.0.0 for all.")

@@ -25,7 +25,7 @@ from fcn_jax.video import motion, process, writer
 from fcn_jax.video.reader import Camera, Frame, Reader, open_source
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as caffe-fcn8s."
+    "checkpoint", None, "A run's workdir, a step of its checkpoints, converted weights, or a name such as camvid-small."
 )
 _WHICH = flags.DEFINE_enum("which", "best", ["best", "latest"], "The checkpoint of a run that is taken.")
 _INPUT = flags.DEFINE_string("input", None, "A video file, `camera`, or a camera's device such as /dev/video0.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from fcn_jax import checkpoint
 from fcn_jax.models import fcn, upsample
@@ -78,6 +79,12 @@ def fit(weights: Weights, spec: ModelSpec, *, allow: Sequence[str] = ()) -> Any:
     initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(0))
     params, _ = merge.merge(spec, weights, merge.Wishes(allow=allow, flags=("--allow", "--allow")), initial=initial)
     return params
+
+
+def exactly(weights: Weights, spec: ModelSpec) -> Any:
+    """The parameters of `spec`, all of which the weights have as they are to be; what else they have is left out."""
+    wanted = traverse_util.flatten_dict(fcn.abstract_params(spec), sep="/")
+    return traverse_util.unflatten_dict({name: weights.arrays[name] for name in wanted}, sep="/")
 
 
 def write(output: pathlib.Path, params: Any, spec: ModelSpec) -> None:
