@@ -183,7 +183,7 @@ def test_json_in_other_encodings(tmp_path, encoding):
         ({"mean": [1, None, 3]}, "mean is [1, None, 3], wanted one number per input channel"),
         ({"mean": [1, float("nan"), 3]}, "mean is [1, nan, 3], wanted one number per input channel"),
         ({"mean": 104.0}, "mean is 104.0, wanted one number per input channel"),
-        ({"network": ["fcn8s"]}, "network ['fcn8s'] is unknown, choose from fcn32s, fcn16s, fcn8s"),
+        ({"network": ["fcn8s"]}, "network ['fcn8s'] is unknown, choose from fcn32s, fcn16s, fcn8s, fcn4s"),
         ({"x" * 99: 1}, "keys ['xxxxxxxxxxxx...xxxxxxxxxxxxx'] are missing or unknown"),
     ],
 )
