@@ -64,8 +64,8 @@ class FCN(nn.Module):
         self.fc7 = nn.Conv2d(fc_width, fc_width, 1)
         self.score_fr = nn.Conv2d(fc_width, classes, 1)
 
-    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pool3 and pool4 as their scores see them, and score_fr."""
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """pool2, pool3 and pool4 as their scores see them, and score_fr."""
         x, pools = image, []
         for block, (layers, _) in enumerate(BLOCKS, 1):
             for layer in range(1, layers + 1):
@@ -74,10 +74,10 @@ class FCN(nn.Module):
             pools.append(x)
         x = F.relu(self.fc6(x))
         x = F.relu(self.fc7(x))
-        pool3, pool4 = pools[2:4]
+        pool2, pool3, pool4 = pools[1:4]
         if self.at_once:
-            pool3, pool4 = pool3 * 0.0001, pool4 * 0.01
-        return pool3, pool4, self.score_fr(x)
+            pool2, pool3, pool4 = pool2 * 1e-6, pool3 * 0.0001, pool4 * 0.01
+        return pool2, pool3, pool4, self.score_fr(x)
 
 
 class FCN32s(FCN):
@@ -88,7 +88,7 @@ class FCN32s(FCN):
         self.upscore = upscore_layer(classes, 32)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        _, _, score = self.encode(image)
+        *_, score = self.encode(image)
         return crop(self.upscore(score), 19, image)
 
 
@@ -102,7 +102,7 @@ class FCN16s(FCN):
         self.upscore16 = upscore_layer(classes, 16)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        _, pool4, score = self.encode(image)
+        *_, pool4, score = self.encode(image)
         score = self.upscore2(score)
         score = score + crop(self.score_pool4(pool4), 5, score)
         return crop(self.upscore16(score), 27, image)
@@ -120,12 +120,36 @@ class FCN8s(FCN):
         self.upscore8 = upscore_layer(classes, 8)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        pool3, pool4, score = self.encode(image)
+        _, pool3, pool4, score = self.encode(image)
         score = self.upscore2(score)
         score = score + crop(self.score_pool4(pool4), 5, score)
         score = self.upscore_pool4(score)
         score = score + crop(self.score_pool3(pool3), 9, score)
         return crop(self.upscore8(score), 31, image)
+
+
+class FCN4s(FCN):
+    """With pool4, pool3 and pool2, which no release has: the crops are those of tests/test_grid.py."""
+
+    def __init__(self, classes: int = 21, width: int = 64, fc_width: int = 4096, at_once: bool = False) -> None:
+        super().__init__(classes, width, fc_width, at_once)
+        self.score_pool2 = nn.Conv2d(width * 2, classes, 1)
+        self.score_pool3 = nn.Conv2d(width * 4, classes, 1)
+        self.score_pool4 = nn.Conv2d(width * 8, classes, 1)
+        self.upscore2 = upscore_layer(classes, 2)
+        self.upscore_pool4 = upscore_layer(classes, 2)
+        self.upscore_pool3 = upscore_layer(classes, 2)
+        self.upscore4 = upscore_layer(classes, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        pool2, pool3, pool4, score = self.encode(image)
+        score = self.upscore2(score)
+        score = score + crop(self.score_pool4(pool4), 5, score)
+        score = self.upscore_pool4(score)
+        score = score + crop(self.score_pool3(pool3), 9, score)
+        score = self.upscore_pool3(score)
+        score = score + crop(self.score_pool2(pool2), 17, score)
+        return crop(self.upscore4(score), 33, image)
 
 
 class FCNAlexNet(nn.Module):
@@ -211,7 +235,7 @@ class FCN32sGoogLeNet(nn.Module):
         return crop(self.upscore(self.score_fr(x)), 67 + 31, image)
 
 
-NETWORKS: dict[str, type[FCN]] = {"fcn32s": FCN32s, "fcn16s": FCN16s, "fcn8s": FCN8s}
+NETWORKS: dict[str, type[FCN]] = {"fcn32s": FCN32s, "fcn16s": FCN16s, "fcn8s": FCN8s, "fcn4s": FCN4s}
 
 
 def preprocess(image: np.ndarray) -> torch.Tensor:
