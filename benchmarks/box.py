@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import fcn_jax
 from fcn_jax import checkpoint, visualize
+from fcn_jax.data import images as images_lib
 from fcn_jax.export import common
 
 BOXED = pathlib.Path(fcn_jax.__file__).parent / "boxed"
@@ -31,7 +32,7 @@ def half(array):
 def picture(name, photographs):
     """Photographs of one size uint8 [2 H, N W, 3], side by side, and below each of them what the network finds."""
     network = fcn_jax.load(name)
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in photographs]
+    images = [images_lib.decode_image(images_lib.read_file(pathlib.Path(path)), path) for path in photographs]
     palette = network.spec.palette
     shown = np.arange(256) < len(palette)
     found = [visualize.overlay(image, network(image), palette, shown=shown) for image in images]

@@ -4,8 +4,8 @@
 
 Layer after layer, the channels are kept that the next layer makes the most of, and the kernel is solved for anew by
 least squares, so that the narrow layer gives from its own narrow input what the wide one gives from all (as ThiNet,
-arXiv 1707.06342, and He et al., arXiv 1707.06168, do). It needs no labels; DIR has JPEG or PNG photographs, of which
-some are drawn. Start a run from it by --config.init.weights=narrow24.npz --config.init.random=fc6,fc7.
+arXiv 1707.06342, and He et al., arXiv 1707.06168, do). It needs no labels; DIR has photographs, of which some are
+drawn. Start a run from it by --config.init.weights=narrow24.npz --config.init.random=fc6,fc7.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from fcn_jax import weights
+from fcn_jax import predict, weights
+from fcn_jax.data import images as images_lib
 from fcn_jax.models.spec import MEAN_BGR, VGG16_BLOCKS
 from fcn_jax.weights import common, fold
 
@@ -85,9 +86,10 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, required=True, help="an .npz file")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    paths = sorted(path for path in options.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    paths = predict.find_images(options.images)
     drawn = [paths[i] for i in sorted(rng.permutation(len(paths))[: options.number])]
-    images = np.stack([np.asarray(Image.open(path).convert("RGB").resize(SIZE[::-1])) for path in drawn])
+    photographs = [images_lib.decode_image(images_lib.read_file(path), path.name) for path in drawn]
+    images = np.stack([np.asarray(Image.fromarray(photograph).resize(SIZE[::-1])) for photograph in photographs])
     found = fold.fold(weights.read(options.source, options.cache_dir), common.OURS)
     images = images[..., ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32)
     np.savez(options.output, **narrowed(found.arrays, images, options.width, rng))

@@ -168,12 +168,18 @@ def table_input(options):
 
 
 def table_start(options):
-    """From the command to the first step of the demo."""
+    """From the command to the first step of the demo, and from Python to the first mask of camvid-small."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = [run(what="start", folder=folder)["seconds"] for _ in range(2)]
     print("\n| from the command to the first step of fcn8s.py:demo | seconds |\n|---|---|")
     for name, value in zip(("compiled anew", "compiled before"), seconds, strict=True):
         print(f"| {name} | {value:.1f} |")
+    with tempfile.TemporaryDirectory() as folder:
+        masks = [run(what="mask", folder=folder) for _ in range(3)]
+    print("\n| from `import fcn_jax` to a mask of 360x480 by camvid-small | seconds |\n|---|---|")
+    print(f"| unpacked for the first time | {masks[0]['first']:.1f} |")
+    print(f"| unpacked before | {min(mask['first'] for mask in masks[1:]):.1f} |")
+    print(f"| a second image | {min(mask['second'] for mask in masks):.2f} |")
 
 
 def table_canvases(options):

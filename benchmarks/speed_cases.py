@@ -301,6 +301,19 @@ def waiting(dataset, pause, steps=100):
     return waited / (waited + steps * pause)
 
 
+def measure_mask(folder):
+    """From Python to the first mask of the network that comes along, and a second one; unpacked in the folder."""
+    code = (
+        "import time; began = time.perf_counter(); import numpy, fcn_jax; from fcn_jax import networks;"
+        f" networks.locate.__defaults__ = ({folder!r},); predict = fcn_jax.load('camvid-small');"
+        " image = numpy.zeros((360, 480, 3), numpy.uint8); predict(image); first = time.perf_counter() - began;"
+        " predict(image); print(first, time.perf_counter() - began - first)"
+    )
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    first, second = map(float, output.split())
+    return {"first": first, "second": second}
+
+
 def measure_start(folder):
     """From the command to its first step; programs that were compiled lie in the folder."""
     command = [sys.executable, "-m", "fcn_jax.main", f"--config={ROOT}/configs/fcn8s.py:demo"]
@@ -337,6 +350,7 @@ MEASURES = {
     "predict": measure_predict,
     "input": measure_input,
     "start": measure_start,
+    "mask": measure_mask,
     "torch_step": functools.partial(speed_torchfcn.step, photographs, seconds, peak),
     "torch_forward": functools.partial(speed_torchfcn.forward, photographs, seconds, peak),
     "torch_predict": speed_torchfcn.predict,

@@ -42,7 +42,8 @@ def networks():
 
     torch.manual_seed(0)
     made = {}
-    for name, classes in (("fcn32s", 21), ("fcn16s", 60), ("fcn8s", 21), ("fcn8s_atonce", 21)):
+    for name in convert.MODELS:
+        classes = 60 if name == "fcn16s" else 21
         network = torch_reference.NETWORKS[name.partition("_")[0]](classes, 4, 8, at_once=name.endswith("atonce"))
         for key, value in network.named_parameters():
             if not key.startswith("upscore"):
@@ -50,6 +51,8 @@ def networks():
         if network.at_once:  # scores that matter in spite of the scales
             network.score_pool4.weight.data *= 100
             network.score_pool3.weight.data *= 10000
+            if name.startswith("fcn4s"):
+                network.score_pool2.weight.data *= 1000000
         made[name] = network
     return made
 
@@ -115,10 +118,13 @@ def test_converted_networks_give_the_outputs_of_the_original(tmp_path, kind):
 
 
 @pytest.mark.needs("torch")
-def test_a_pytorch_8s_must_be_told_from_an_at_once_one(tmp_path):
-    network = networks()["fcn8s"]
-    write(network, tmp_path / "w", "pth")
-    with pytest.raises(ValueError, match=r"do not say whether pool4 and pool3 are scaled down .at-once. or not: give"):
+@pytest.mark.parametrize(("name", "skips"), [("fcn8s", "pool4 and pool3"), ("fcn4s", "pool4 and pool3 and pool2")])
+def test_a_pytorch_8s_or_4s_must_be_told_from_an_at_once_one(tmp_path, name, skips):
+    write(networks()[name], tmp_path / "w", "pth")
+    message = (
+        f"do not say whether {skips} are scaled down .at-once. or not: give --model={name} or --model={name}_atonce"
+    )
+    with pytest.raises(ValueError, match=message):
         convert.spec_for(weights.read(str(tmp_path / "w"), tmp_path), class_names=["a"] * 21)
 
 

@@ -49,13 +49,16 @@ class Case:
 
 
 NETWORKS = (("fcn32s", False), ("fcn16s", False), ("fcn8s", False), ("fcn8s", True))
-CASES = tuple(
-    Case(network, geometry, upsampling, at_once)
-    for network, at_once in NETWORKS
-    for geometry in ("caffe", "same")
-    for upsampling in ("fixed", "learned")
+CASES = (
+    *(
+        Case(network, geometry, upsampling, at_once)
+        for network, at_once in NETWORKS
+        for geometry in ("caffe", "same")
+        for upsampling in ("fixed", "learned")
+    ),
+    Case("fcn4s", "caffe", "learned"),
+    Case("fcn4s", "same", "fixed"),
 )
-CASES += (Case("fcn4s", "caffe", "learned"), Case("fcn4s", "same", "fixed"))
 # Every network, geometry and upsampling: for the runtimes that compile for each size.
 FEW = (
     Case("fcn32s", "caffe", "learned"),

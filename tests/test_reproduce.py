@@ -117,6 +117,21 @@ def test_results_has_the_tables_of_the_records(monkeypatch):
         assert f"mean IU {found['mean_iou']:.1f} on" in index
 
 
+def test_seeds_are_averaged_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+
+    def record(mean_iou, minutes):
+        scores = {"pixel_accuracy": 90.0, "mean_accuracy": 70.0, "frequency_weighted_iou": 80.0, "mean_iou": mean_iou}
+        return {"evaluations": {"val": scores}, "minutes": minutes}
+
+    records = {"a_b_seed0": record(60.0, 5), "a_b_seed1": record(63.0, 8), "a_seed0": record(50.0, 4)}
+    assert tables.seeds(records).splitlines()[2:] == [
+        "| a_b | 2 | 90.0 | 70.0 | 61.5 | 80.0 | 60.0 to 63.0 | 6 |",
+        "| a | 1 | 90.0 | 70.0 | 50.0 | 80.0 | 50.0 to 50.0 | 4 |",
+    ]
+
+
 def heads(text):
     """The anchors of a page's headings, as GitHub makes them."""
     found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -19,7 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "The folder to write, which must n
 _MODEL = flags.DEFINE_enum(
     "model",
     None,
-    ["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn8s_atonce"],
+    ["fcn32s", "fcn16s", "fcn8s", "fcn4s", "fcn8s_atonce", "fcn4s_atonce"],
     "The network; default: what the weights are of.",
 )
 _GEOMETRY = flags.DEFINE_enum(

@@ -17,7 +17,7 @@ from fcn_jax.weights import merge
 from fcn_jax.weights.common import Arrays, Weights, backbone
 
 # The networks by the release's names: (network, at_once).
-MODELS = {**{name: (name, False) for name in NETWORKS}, "fcn8s_atonce": ("fcn8s", True)}
+MODELS = {**{name: (name, False) for name in NETWORKS}, **{f"{n}_atonce": (n, True) for n in ("fcn8s", "fcn4s")}}
 
 
 def spec_for(
@@ -125,14 +125,14 @@ def _told_by(weights: Weights) -> tuple[str, bool]:
     arrays = weights.arrays
     skips = BACKBONES[backbone(arrays)].skips
     scored = sum(any(name.startswith(f"score_{skip}") for name in arrays) for skip in skips)
-    if scored == 2 and weights.at_once is None:
+    network = next(name for name, count in NETWORKS.items() if count == scored)
+    if scored >= 2 and weights.at_once is None:
         raise ValueError(
-            f"the weights do not say whether {' and '.join(skips[:2])} are scaled down (at-once) or not: give"
-            " --model=fcn8s or --model=fcn8s_atonce"
+            f"the weights do not say whether {' and '.join(skips[:scored])} are scaled down (at-once) or not: give"
+            f" --model={network} or --model={network}_atonce"
         )
     if not scored and not weights.heads():
         return ("fcn8s" if skips else "fcn32s"), False
-    network = next(name for name, count in NETWORKS.items() if count == scored)
     return network, scored > 0 and bool(weights.at_once)
 
 
