@@ -41,7 +41,8 @@ default_role = "literal"  # docstrings put code between single backticks
 
 def guests() -> dict[pathlib.Path, pathlib.Path]:
     """{page elsewhere in the repository: its copy in the site}."""
-    pages = [ROOT / "README.md", *(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    pages = [ROOT / "README.md", *(ROOT / "benchmarks").rglob("*.md"), *(ROOT / "fcn_jax" / "boxed").glob("*.md")]
+    pages += (ROOT / "notebooks").glob("*.ipynb")
     return {page: (COPIES / page.relative_to(ROOT)).with_suffix(".md") for page in pages}
 
 

@@ -14,7 +14,8 @@ import pytest
 import fcn_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
+FOLDERS = (("docs", "*.md"), ("benchmarks", "**/*.md"), ("fcn_jax", "boxed/*.md"))
+PAGES = sorted([ROOT / "README.md", *(page for folder, pages in FOLDERS for page in (ROOT / folder).glob(pages))])
 LINE = 120  # characters
 SENTENCE = 25  # words, on average over a page
 
