@@ -2,7 +2,6 @@
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 FILLS = ("inpaint", "blur", "colour", "transparent")
 _RADIUS = 5  # pixels around a hole that inpainting looks at
@@ -42,7 +41,7 @@ def grown(hole: np.ndarray, pixels: float) -> np.ndarray:
     """bool [H, W]: the hole and all within a distance of so many pixels."""
     if pixels <= 0 or not hole.any():
         return hole
-    return np.asarray(ndimage.distance_transform_edt(~hole) <= pixels)
+    return cv2.distanceTransform((~hole).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= pixels
 
 
 def _inpainted(image: np.ndarray, hole: np.ndarray) -> np.ndarray:

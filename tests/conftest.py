@@ -6,12 +6,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 
+import flags
+
 gc.set_threshold(200_000, 50, 1000)  # tracing makes millions of objects that live: looking for cycles takes time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tiny networks compile for longer than they run: LLVM with few passes halves the suite.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags.QUICK} --xla_force_host_platform_device_count=4"
 
 # Tiny networks compile again and again with the same shapes: what one process has compiled is kept for all of this run,
 # and away from the user's own.

@@ -12,24 +12,24 @@ import sys
 import tempfile
 import time
 
+import flags
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from forks import Forked
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What compiles fastest: these programs are run for seconds.
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # as conftest.py
 # Without fused multiplication and addition, which XLA puts into each program elsewhere: runs on other devices are then
 # alike to 4e-7 of the largest weight, and with it to 1e-3, on some machines and not on others.
-FLAGS += " --xla_cpu_max_isa=AVX"
+FLAGS = f"{flags.QUICK} --xla_cpu_max_isa=AVX"
 LIMIT = 300  # seconds; a test that waits for longer has failed
 
 
 def environment(devices=1):
     """That of a process with so many CPU devices; conftest.py says where it keeps what it compiles."""
-    flags = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    given = f"--xla_force_host_platform_device_count={devices} {FLAGS}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": given, "PYTHONUNBUFFERED": "1"}
 
 
 def run(module, *arguments, wrap=()):
@@ -68,14 +68,20 @@ class Job:
         port = free_port()
         for index in range(processes):
             main = ("-m", module) if index == 0 else (str(ROOT / "tests" / "other_process.py"),)
-            command = [*wrap, sys.executable, *main, *map(str, arguments)]
+            command = [*main, *map(str, arguments)]
             if processes > 1:
                 command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={index}"]
             command += dict(own).get(index, ())
-            with open(self._logs / f"{index}.out", "w") as out, open(self._logs / f"{index}.err", "w") as err:
-                self.processes.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment(devices), stdout=out, stderr=err)
-                )
+            self.processes.append(self._start(index, wrap, command, environment(devices)))
+
+    def _start(self, index, wrap, command, env):
+        paths = [self._logs / f"{index}.{name}" for name in ("out", "err")]
+        for path in paths:
+            path.touch()
+        if not wrap:
+            return Forked(command, index=index, env=env, stdout=str(paths[0]), stderr=str(paths[1]))
+        with open(paths[0], "w") as out, open(paths[1], "w") as err:
+            return subprocess.Popen([*wrap, sys.executable, *command], cwd=ROOT, env=env, stdout=out, stderr=err)
 
     def __enter__(self):
         return self

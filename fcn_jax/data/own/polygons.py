@@ -6,8 +6,8 @@ So a mask that is written as polygons is read again as it was, which a rule that
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from scipy import ndimage
 
 _FAR = 1e9  # pixels; nor is anything infinite
 
@@ -60,20 +60,19 @@ def regions(mask: np.ndarray) -> Iterator[Region]:
     """
     found = []
     for value in np.unique(mask).tolist():
-        parts, _ = ndimage.label(mask == value)
-        for number, box in enumerate(ndimage.find_objects(parts), 1):
-            part = parts[box] == number
-            rows, columns = box
+        _, parts, boxes, _ = cv2.connectedComponentsWithStats((mask == value).astype(np.uint8), connectivity=4)
+        for number, (left, top, width, height, _) in enumerate(boxes[1:].tolist(), 1):
+            part = parts[top : top + height, left : left + width] == number
             points, holds = _outline(part)
-            inside = rows.start > 0 and rows.stop < mask.shape[0] and columns.start > 0 and columns.stop < mask.shape[1]
-            found.append(Region(value, points + np.array([columns.start, rows.start], np.float64), holds, inside))
+            inside = top > 0 and top + height < mask.shape[0] and left > 0 and left + width < mask.shape[1]
+            found.append(Region(value, points + np.array([left, top], np.float64), holds, inside))
     yield from sorted(found, key=lambda region: -region.holds)
 
 
 def _outline(part: np.ndarray) -> tuple[np.ndarray, int]:
     """The outer outline [N, 2] of a connected bool [h, w], corners alone, and how many pixels it holds."""
-    filled = ndimage.binary_fill_holes(part)  # by edges, as parts are connected
-    padded = np.pad(filled, 1)
+    _, outside_of_it = cv2.connectedComponents(np.pad(~part, 1, constant_values=True).astype(np.uint8), connectivity=4)
+    padded = outside_of_it != outside_of_it[0, 0]  # with its holes: what no path by edges leads to from the border
     # Each pixel's edge on the outline as a step from corner to corner with the inside on the right.
     steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for (dy, dx), start, move in (
@@ -97,7 +96,7 @@ def _outline(part: np.ndarray) -> tuple[np.ndarray, int]:
         else:
             points.append((at[0] + following[0], at[1] + following[1]))
         at, move = (at[0] + following[0], at[1] + following[1]), following
-    return np.array(points[:-1], np.float64), int(filled.sum())
+    return np.array(points[:-1], np.float64), int(padded.sum())
 
 
 def decode_rle(counts: str | Sequence[int], shape: tuple[int, int]) -> np.ndarray:
