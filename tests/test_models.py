@@ -469,8 +469,7 @@ def test_full_width_networks_have_the_layers_of_the_paper(network: str, upsampli
 @pytest.fixture(scope="module")
 def initialise() -> Any:
     """From a key to fresh parameters of a narrow FCN-4s with learned upsampling."""
-    init = functools.partial(fcn.init, model_spec(Case("caffe", "fcn4s", upsampling="learned")))
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})  # a tenth of the time to compile
+    return functools.partial(fcn.init, model_spec(Case("caffe", "fcn4s", upsampling="learned")))
 
 
 def test_initial_state(initialise: Any) -> None:

@@ -31,7 +31,7 @@ def initial(run: Run, start: Start, previous: Any) -> Any:
         found, wishes = _left_by(run, start.before, start.stage, previous), merge.Wishes()
     else:
         found, wishes = _by_stream(run, start, previous)
-    make = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(run.config.seed))
+    make = functools.partial(fcn.init, spec, jax.random.key(run.config.seed))
     params, _ = merge.merge(spec, found, wishes, initial=make)
     log.info("%s: %s parameters", start.stage.network, f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}")
     return params

@@ -76,7 +76,7 @@ def fit(weights: Weights, spec: ModelSpec, *, allow: Sequence[str] = ()) -> Any:
     Args:
       allow: globs of layers that may be missing, which then start random (seed 0), or left over.
     """
-    initial = functools.partial(jax.jit(fcn.init, static_argnums=0), spec, jax.random.key(0))
+    initial = functools.partial(fcn.init, spec, jax.random.key(0))
     params, _ = merge.merge(spec, weights, merge.Wishes(allow=allow, flags=("--allow", "--allow")), initial=initial)
     return params
 
