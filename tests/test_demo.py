@@ -241,7 +241,10 @@ def test_the_camera(address):
         page.goto(address)
         page.locator("#camera").click()
         page.locator("#take").wait_for(state="visible")
-        page.wait_for_function("document.getElementById('video').videoWidth > 0")
+        # Not wait_for_function: what it evaluates again and again the page forbids, unless it holds at once.
+        page.locator("#video").evaluate(
+            "video => video.videoWidth || new Promise(done => video.addEventListener('loadedmetadata', done))"
+        )
         page.locator("#take").click()
         page.locator("#tools").wait_for(state="visible")
         assert page.locator("label.class:visible").count() >= 1
