@@ -3,12 +3,12 @@
 Such a process is one of its own in all that tests look at: its number, signals, streams, files, devices and exit code.
 """
 
-import contextlib
 import functools
 import json
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -50,7 +50,7 @@ class Forked:
             os.kill(self.pid, number)
 
     def kill(self):
-        self.send_signal(9)
+        self.send_signal(signal.SIGKILL)
 
 
 @functools.cache
@@ -63,6 +63,7 @@ def _server(index, environment):
 
 def _serve():
     """Answers requests until there are none; returns in each fork, with what it is to run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is pytest's, whose end is the server's
     replies = os.fdopen(os.dup(1), "w")
     for line in iter(sys.stdin.buffer.raw.readline, b""):
         request = json.loads(line)
@@ -70,6 +71,7 @@ def _serve():
             pid, status = os.waitpid(request["ended"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         elif (answer := os.fork()) == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             replies.close()
             return request
         replies.write(json.dumps(answer) + "\n")
@@ -103,7 +105,7 @@ if __name__ == "__main__":
     from fcn_jax import evaluate, multiscale, train  # noqa: F401  # what fcn_jax.main imports
     from fcn_jax.run import distributed  # noqa: F401
 
-    with warnings.catch_warnings(), contextlib.suppress(KeyboardInterrupt):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX has no threads before its first device
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
         request = _serve()

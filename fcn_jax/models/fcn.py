@@ -98,7 +98,7 @@ class FCN(nn.Module):
 
 def init(spec: ModelSpec, key: jax.Array) -> Any:
     """Fresh parameters {layer: {name: float32 array}}; they do not depend on the size of any image."""
-    # Run once, and its random numbers unroll: LLVM optimizes it for 14 s on CPU, and compiles it in 2 s.
+    # Run once, and its random numbers unroll: on CPU LLVM's optimizations take several times as long as the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(_init, static_argnums=0, compiler_options=options)(spec, key)
 
