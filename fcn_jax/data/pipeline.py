@@ -170,7 +170,10 @@ def train_dataset(
     examples = indices.map(decode).random_map(_Augment(augmentation, split, reading.inputs))
     # Nothing is dropped from an endless stream; without drop_remainder Grain overflows on batches of one.
     batches = examples.batch(batch_size // reading.process_count, drop_remainder=True)
-    return batches[reading.process_index :: reading.process_count].batch(accumulate, drop_remainder=True)
+    shares = batches[reading.process_index :: reading.process_count]
+    if accumulate == 1:  # batch would copy all of it once more
+        return shares.map(lambda batch: {key: array[None] for key, array in batch.items()})
+    return shares.batch(accumulate, drop_remainder=True)
 
 
 def iterate(dataset: grain.MapDataset, start: int, num_threads: int) -> Iterator[dict[str, np.ndarray]]:

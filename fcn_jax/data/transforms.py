@@ -27,8 +27,9 @@ def pad(image: np.ndarray, label: np.ndarray, canvas: tuple[int, int]) -> dict[s
 
 
 def _on(canvas: tuple[int, int], array: np.ndarray, beyond: int) -> np.ndarray:
-    whole = np.full((*canvas, *array.shape[2:]), beyond, array.dtype)
-    whole[: array.shape[0], : array.shape[1]] = array
+    height, width = array.shape[:2]
+    whole = np.empty((*canvas, *array.shape[2:]), array.dtype)
+    whole[:height, :width], whole[:height, width:], whole[height:] = array, beyond, beyond
     return whole
 
 
@@ -87,9 +88,9 @@ def jitter_colour(image: np.ndarray, rng: np.random.Generator, strength: float) 
     Contrast is about the mean of the brightened image, saturation about the grey of each pixel. All three are one
     matrix, which OpenCV rounds to a thousandth: a value may be 1 off.
     """
-    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3).tolist()
     image = np.ascontiguousarray(image, np.uint8)
-    mean = np.mean(cv2.mean(image)[:3])
+    mean = sum(cv2.mean(image)[:3]) / 3
     matrix = np.empty((3, 4))
     matrix[:, :3] = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * GREY)
     matrix[:, 3] = brightness * (1 - contrast) * mean
