@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from fcn_jax.models.spec import ModelSpec
+
 log = logging.getLogger(__name__)
 
 CACHE = "~/.cache/fcn_jax"
@@ -69,9 +71,24 @@ def boxed() -> list[str]:
     return sorted(path.stem for path in BOXED.glob("*.safetensors"))
 
 
+def unpacked(source: str | os.PathLike[str]) -> tuple[Any, ModelSpec] | None:
+    """Parameters (NumPy, float32) and network of one of `boxed`, without the cache; None for anything else."""
+    path = pathlib.Path(source).expanduser()
+    return None if path.exists() or str(source) not in boxed() else _read(BOXED / f"{source}.safetensors")
+
+
+def _read(path: pathlib.Path) -> tuple[Any, ModelSpec]:
+    from fcn_jax import weights
+    from fcn_jax.weights import convert
+
+    found = weights.read_file(path)
+    spec = convert.spec_for(found)
+    return convert.exactly(found, spec), spec
+
+
 def _unboxed(name: str, cache: pathlib.Path) -> pathlib.Path:
     """By its digest, since a later version may bring another network of that name."""
-    from fcn_jax import download, weights
+    from fcn_jax import download
     from fcn_jax.weights import convert
 
     path = BOXED / f"{name}.safetensors"
@@ -79,9 +96,7 @@ def _unboxed(name: str, cache: pathlib.Path) -> pathlib.Path:
     converted = cache / "networks" / f"{name}-{digest[:12]}"
     with download.exclusive(cache / "networks"):
         if not converted.exists():
-            found = weights.read_file(path)
-            spec = convert.spec_for(found)
-            convert.write(converted, convert.exactly(found, spec), spec)
+            convert.write(converted, *_read(path))
     return converted
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from fcn_jax import checkpoint, json_file, multiscale, networks
+from fcn_jax import json_file, multiscale, networks
 from fcn_jax import refine as refine_lib
 from fcn_jax.models import fcn
 from fcn_jax.models.reach import reach
@@ -24,6 +24,7 @@ PIXELS_AT_ONCE = {"cpu": 2**18, "default": 2**22}
 AHEAD = 16  # images that a stream holds to find like ones among them
 MAX_SIDE = 1024  # pixels: what longer images are shrunk to unless something else is asked for
 TILE = 1280  # pixels a side of what is computed at once of an image in tiles
+_ONCE = ((1.0,), False)  # an image is scored as it is: scales, flip
 _STRIDE = 32  # of the last map: tiles begin at multiples of it
 
 
@@ -345,9 +346,7 @@ def load(
       FileNotFoundError: there is no checkpoint.
       ValueError: model.json is not one that this version reads, or a scale is not above 0 and up to 8.
     """
-    directory = checkpoint.find(networks.locate(path), which)
-    params, spec = checkpoint.load_params(directory)
-    scored = _scoring_of_run(directory)
+    params, spec, scored = _read(path, which)
     return Predictor(
         params,
         spec,
@@ -360,11 +359,21 @@ def load(
     )
 
 
+def _read(path: str | pathlib.Path, which: str) -> tuple[Any, ModelSpec, tuple[tuple[float, ...], bool]]:
+    """Parameters, their network, and (scales, flip) by which it is scored."""
+    if found := networks.unpacked(path):
+        return jax.device_put(found[0]), found[1], _ONCE
+    from fcn_jax import checkpoint  # Orbax takes most of a second to import
+
+    directory = checkpoint.find(networks.locate(path), which)
+    return *checkpoint.load_params(directory), _scoring_of_run(directory)
+
+
 def _scoring_of_run(directory: pathlib.Path) -> tuple[tuple[float, ...], bool]:
     """(scales, flip) by which the run of a checkpoint is evaluated."""
     path = directory.parent.parent / "config.json"
     if directory.parent.name != "checkpoints" or not path.is_file():
-        return (1.0,), False
+        return _ONCE
     config = json_file.read(path).get("eval", {})
     scales, flip = config.get("scales", [1.0]), config.get("flip", False)
     if not isinstance(scales, list) or not all(isinstance(s, int | float) and 0 < s <= 8 for s in scales):

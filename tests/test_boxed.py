@@ -4,23 +4,22 @@ import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import fcn_jax
-from fcn_jax import networks, visualize
+from fcn_jax import checkpoint, networks, visualize
 
 ROOT = pathlib.Path(__file__).parents[1]
 LARGEST = 6_000_000  # bytes
 
 
 @pytest.fixture(scope="module")
-def network(request, tmp_path_factory):
-    """One of them, unpacked into a cache of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(networks.locate, "__defaults__", (str(tmp_path_factory.mktemp("cache")),))
-        yield fcn_jax.load(request.param)
+def network(request):
+    """One of them."""
+    return fcn_jax.load(request.param)
 
 
 def test_there_is_one():
@@ -40,6 +39,21 @@ def test_it_is_small_and_its_card_has_the_scores_that_are_recorded(name):
     assert ious in card
     for heading in ("Data and licence", "Scores", "Limits"):
         assert re.search(f"^## {heading}$", card, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("network", "name"), [(name, name) for name in networks.boxed()], indirect=["network"])
+def test_as_a_checkpoint_it_is_the_same(network, name, tmp_path):
+    params, spec = checkpoint.load_params(networks.locate(name, str(tmp_path)))
+    assert spec == network.spec
+    jax.tree.map(np.testing.assert_array_equal, params, network.params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float32)}
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("camvid-small").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        fcn_jax.load("camvid-small")
 
 
 @pytest.mark.parametrize(("network", "name"), [(name, name) for name in networks.boxed()], indirect=["network"])

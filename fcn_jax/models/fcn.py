@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from fcn_jax.models import upsample
 from fcn_jax.models.backbones import alexnet, googlenet, vgg16
 from fcn_jax.models.grid import Grid
-from fcn_jax.models.layers import Layers, Map, add, at_least_float32, mean_of, preprocess
+from fcn_jax.models.layers import HE_NORMAL, Layers, Map, add, at_least_float32, mean_of, preprocess
 from fcn_jax.models.spec import Head, ModelSpec
 
 ENCODERS: dict[str, Callable[[Map, Layers, int, int], dict[str, Map]]] = {
@@ -34,11 +34,13 @@ class FCN(nn.Module):
       spec: what shapes the parameters and the output.
       dropout: rate after fc6 and fc7.
       dtype: what the encoder computes in; scores and upsampling are float32.
+      kernel_init: as in Layers, of the encoder; score layers start from zero.
     """
 
     spec: ModelSpec
     dropout: float = 0.0
     dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = HE_NORMAL
 
     @nn.compact
     def __call__(self, image: jax.Array, sizes: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -63,7 +65,7 @@ class FCN(nn.Module):
         """The maps that are scored, of one stream."""
         spec, dtype = self.spec, at_least_float32(self.dtype)
         data = Map(preprocess(image, spec, stream, dtype), sizes).masked()
-        layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train, stream)
+        layers = Layers(spec.geometry == "caffe", self.dtype, self.dropout, train, stream, self.kernel_init)
         data = data.with_cells(data.x.astype(self.dtype))
         return ENCODERS[spec.backbone](data, layers, spec.width, spec.fc_width)
 
@@ -103,9 +105,9 @@ def init(spec: ModelSpec, key: jax.Array) -> Any:
     return jax.jit(_init, static_argnums=0, compiler_options=options)(spec, key)
 
 
-def _init(spec: ModelSpec, key: jax.Array) -> Any:
+def _init(spec: ModelSpec, key: jax.Array, **others: Any) -> Any:
     image = jnp.zeros((1, 32, 32, len(spec.mean)), jnp.uint8)
-    return FCN(spec).init(key, image)["params"]
+    return FCN(spec, **others).init(key, image)["params"]
 
 
 def abstract_params(spec: ModelSpec) -> Any:
@@ -115,4 +117,5 @@ def abstract_params(spec: ModelSpec) -> Any:
 
 @functools.lru_cache(16)  # a start asks for it several times, and each is a trace of the network
 def _abstract_params(spec: ModelSpec) -> Any:
-    return jax.eval_shape(lambda: _init(spec, jax.random.key(0)))
+    zeros = nn.initializers.zeros  # random numbers would take half of the trace
+    return jax.eval_shape(lambda: _init(spec, jax.random.key(0), kernel_init=zeros))

