@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import json
 import pathlib
+import statistics
 
 RECORDED = pathlib.Path(__file__).parent / "recorded"
 SCORES = {
@@ -50,19 +51,36 @@ def scores(records):
     return table(("run", "scored on", "images", *SCORES.values(), "minutes"), rows)
 
 
-def seeds(records):
-    """The mean over the seeds of each variant, and the lowest and the highest mean IU."""
+def by_variant(records):
+    """{variant: {seed: its one evaluation}}."""
     variants = {}
     for name, record in records.items():
-        variants.setdefault(name.rpartition("_seed")[0], []).append(record)
+        variant, _, seed = name.rpartition("_seed")
+        (variants.setdefault(variant, {})[int(seed)],) = record["evaluations"].values()
+    return variants
+
+
+def seeds(records, base="matters_8s"):
+    """The mean over the seeds of each variant, the lowest and the highest mean IU, and that above `base` by seed."""
+    variants = by_variant(records)
     rows = []
     for name, found in variants.items():
-        evaluations = [evaluation for record in found for evaluation in record["evaluations"].values()]
-        ious = [evaluation["mean_iou"] for evaluation in evaluations]
-        means = (percent(sum(e[key] for e in evaluations) / len(evaluations)) for key in SCORES)
-        minutes = sum(record["minutes"] for record in found) / len(found)
-        rows.append((name, len(found), *means, f"{percent(min(ious))} to {percent(max(ious))}", f"{minutes:.0f}"))
-    return table(("run", "seeds", *SCORES.values(), "mean IU from, to", "minutes"), rows)
+        ious = {seed: evaluation["mean_iou"] for seed, evaluation in found.items()}
+        means = (percent(statistics.mean(evaluation[key] for evaluation in found.values())) for key in SCORES)
+        above = ", ".join(f"{iou - variants[base][seed]['mean_iou']:+.1f}" for seed, iou in sorted(ious.items()))
+        span = f"{percent(min(ious.values()))} to {percent(max(ious.values()))}"
+        rows.append((name, len(found), *means, span, "" if name == base else above))
+    return table(("run", "seeds", *SCORES.values(), "mean IU from, to", f"above {base}, by seed"), rows)
+
+
+def seed_classes(records):
+    """The IU of each class, the mean over the seeds of each variant."""
+    names = next(iter(records.values()))["evaluations"]["val"]["per_class_iou"]
+    rows = [
+        (variant, *(percent(statistics.mean(e["per_class_iou"][key] for e in found.values())) for key in names))
+        for variant, found in by_variant(records).items()
+    ]
+    return table(("", *names), rows)
 
 
 def camvid_classes(records):
@@ -91,18 +109,20 @@ def read(group):
     return {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob(f"{group}*.json"))}
 
 
-# What the rows' names start with, which is the page's name in benchmarks/results, too; and the table of their classes.
-GROUPS = {"shapes": None, "camvid": camvid_classes, "voc": voc_classes}
+# What the rows' names start with, which is the page's name in benchmarks/results, too; and the page's tables of them.
+GROUPS = {
+    "shapes": (scores,),
+    "camvid": (scores, camvid_classes),
+    "voc": (scores, voc_classes),
+    "matters": (seeds, seed_classes),
+}
 
 
 def main():
-    """Prints them, a data set a section."""
-    print(f"matters\n\n{seeds(read('matters'))}")
-    for group, by_class in GROUPS.items():
+    """Prints them, a page a section."""
+    for group, tables in GROUPS.items():
         records = read(group)
-        print(f"{group}\n\n{scores(records)}")
-        if by_class:
-            print(by_class(records))
+        print(group, *(tabulate(records) for tabulate in tables), sep="\n\n")
 
 
 if __name__ == "__main__":

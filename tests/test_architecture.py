@@ -155,7 +155,8 @@ def test_the_exporter_to_onnx_has_every_layer():
     from fcn_jax.export import onnx
     from fcn_jax.models.layers import Layers
 
-    layers = {name for name, value in vars(Layers).items() if callable(value) and name[0] != "_"} - {"pads", "kernel_init"}
+    layers = {name for name, value in vars(Layers).items() if callable(value) and name[0] != "_"}
+    layers -= {"pads", "kernel_init"}
     assert {"conv", "max_pool", "concatenate"} <= layers
     assert layers <= vars(onnx._Layers).keys()
 
