@@ -8,7 +8,6 @@ import importlib.util
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 from fcn_jax import config as config_lib
 from fcn_jax import losses, optim, steps, train_state
@@ -42,8 +41,8 @@ def update(config, network):
         update=steps.Update(
             fcn.FCN(spec, dropout=model.dropout, dtype=model.dtype),
             optimizer,
-            optim.parameter_groups(params, frozen),
-            losses.Loss(jnp.ones(classes), config.loss.normalization),
+            losses.Loss((1.0,) * classes, config.loss.normalization),
+            frozen,
         ),
     )
     lead = (config.data.accumulate, config.data.batch_size)

@@ -101,7 +101,6 @@ def counted(function, *arguments):
 def measure_step(geometry, height, width, batch, dtype, repeats):
     """train_step as train.py compiles it, with the solver of the release."""
     import jax
-    import jax.numpy as jnp
 
     from fcn_jax import losses, optim, sharding, steps, train_state
     from fcn_jax.models import fcn
@@ -109,8 +108,7 @@ def measure_step(geometry, height, width, batch, dtype, repeats):
     spec, params = network(geometry)
     solver = optim.Solver("sgd", lambda step: 1e-10, momentum=0.99, weight_decay=5e-4, bias_multiplier=2.0)
     optimizer = optim.make_optimizer(params, solver)
-    model, groups = fcn.FCN(spec, dropout=0.5, dtype=dtype), optim.parameter_groups(params, ())
-    update = steps.Update(model, optimizer, groups, losses.Loss(jnp.ones(CLASSES), "sum"))
+    update = steps.Update(fcn.FCN(spec, dropout=0.5, dtype=dtype), optimizer, losses.Loss((1.0,) * CLASSES, "sum"))
     step = functools.partial(steps.train_step, update=update)
     state = jax.jit(functools.partial(train_state.create_train_state, optimizer=optimizer))(params)
     del params

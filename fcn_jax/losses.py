@@ -18,7 +18,7 @@ class Loss:
     """The loss of one update.
 
     Attributes:
-      class_weights: float32 [C], of the classes of all heads.
+      class_weights: of the classes of all heads.
       normalization: as in `pixel_weights`.
       heads: where the classes of each head are in the logits; the losses of several are added.
       sampling: the probability with which a cell counts, as in `sampled`.
@@ -26,9 +26,9 @@ class Loss:
       jaccard: how much `jaccard` counts, which is added.
     """
 
-    class_weights: jax.Array
+    class_weights: tuple[float, ...] | jax.Array
     normalization: str
-    heads: tuple[slice, ...] = (slice(None),)
+    heads: tuple[slice, ...] = dataclasses.field(default=(slice(None),), hash=False)  # slices have none before 3.12
     sampling: float = 1.0
     soft: float = 0.0
     jaccard: float = 0.0

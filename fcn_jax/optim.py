@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Solver:
     clip_norm: float = 0.0
 
 
+@functools.lru_cache(16)  # equal schedules are one, so that equal updates share a program
 def make_schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) -> optax.Schedule:
     """The learning rate at update 0 .. steps - 1 of a stage, after `warmup_steps` of linear rise from 0 (exclusive)."""
     if warmup_steps >= steps and warmup_steps:
@@ -65,7 +67,7 @@ def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str]
     def group(path: tuple[Any, ...], _: Any) -> str:
         *layers, name = (entry.key for entry in path)
         layer = "/".join(layers)
-        if any(fnmatch.fnmatchcase(layer, glob) for glob in frozen):
+        if is_frozen(path, frozen):
             return "frozen"
         if name == "scale":
             return "norm"
@@ -77,6 +79,21 @@ def parameter_groups(params: Any, frozen: Sequence[str], own_bias: Sequence[str]
         return name if own else "kernel"
 
     return jax.tree_util.tree_map_with_path(group, params)
+
+
+def is_frozen(path: Sequence[Any], frozen: Sequence[str]) -> bool:
+    """Whether a parameter of this path of keys belongs to a layer that is not trained."""
+    layer = "/".join(entry.key for entry in path[:-1])
+    return any(fnmatch.fnmatchcase(layer, glob) for glob in frozen)
+
+
+def without_gradient(params: Any, frozen: Sequence[str]) -> Any:
+    """The parameters, of which those of layers that are not trained take no gradient."""
+
+    def stopped(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
+        return jax.lax.stop_gradient(value) if is_frozen(path, frozen) else value
+
+    return jax.tree_util.tree_map_with_path(stopped, params)
 
 
 def make_optimizer(

@@ -1,6 +1,7 @@
 """A trained network as a function from images to masks and scores, for notebooks and for fcn_jax.predict."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -76,22 +77,7 @@ class Predictor:
         self._shrunk = min(1.0, max(scales))
         scales = tuple(scale / self._shrunk for scale in scales)
         self.params, self.spec, self.max_side, self.tiles = jax.device_put(params), spec, max_side, tiles
-        model, heads = fcn.FCN(spec, dtype=dtype), [place for _, place in spec.outputs]
-
-        def predict(params: Any, image: jax.Array, sizes: jax.Array, *, scored: bool) -> tuple[Any, Any]:
-            def score(image: jax.Array, sizes: jax.Array) -> Any:
-                return model.apply({"params": params}, image, sizes)
-
-            logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip, heads=heads)
-            if not scored and not refine:
-                return multiscale.classes(logits, heads), None
-            found = multiscale.probabilities(logits, heads)
-            if refine:
-                parts = [refine_lib.mean_field(image, found[..., place], sizes) for place in heads]
-                found = jnp.concatenate(parts, -1)
-            return multiscale.classes(found if refine else logits, heads), found if scored else None
-
-        self._predict = jax.jit(predict, static_argnames="scored")
+        self._predict = _program(spec, dtype, scales, flip, refine)
 
     def __call__(self, images: Any) -> Any:
         """Class ids of one image, of a batch, or of a list of images of different sizes.
@@ -289,6 +275,27 @@ class Predictor:
             row[: image.shape[0], : image.shape[1]] = image
         masks, scores = self._predict(self.params, *jax.device_put((canvas, sizes)), scored=scored)
         return masks, scores
+
+
+@functools.lru_cache(16)  # predictors of equal networks share their programs
+def _program(spec: ModelSpec, dtype: str, scales: tuple[float, ...], flip: bool, refine: bool) -> Any:
+    """(parameters, images, sizes, scored=) -> the classes and, where `scored`, the probabilities; jitted."""
+    model, heads = fcn.FCN(spec, dtype=dtype), [place for _, place in spec.outputs]
+
+    def predict(params: Any, image: jax.Array, sizes: jax.Array, *, scored: bool) -> tuple[Any, Any]:
+        def score(image: jax.Array, sizes: jax.Array) -> Any:
+            return model.apply({"params": params}, image, sizes)
+
+        logits = multiscale.scores(score, image, sizes, scales=scales, flip=flip, heads=heads)
+        if not scored and not refine:
+            return multiscale.classes(logits, heads), None
+        found = multiscale.probabilities(logits, heads)
+        if refine:
+            parts = [refine_lib.mean_field(image, found[..., place], sizes) for place in heads]
+            found = jnp.concatenate(parts, -1)
+        return multiscale.classes(found if refine else logits, heads), found if scored else None
+
+    return jax.jit(predict, static_argnames="scored")
 
 
 class _Item(NamedTuple):

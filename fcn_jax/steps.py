@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fcn_jax import losses, metrics, multiscale
+from fcn_jax import losses, metrics, multiscale, optim
 from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
 from fcn_jax.train_state import TrainState
 
@@ -32,23 +32,23 @@ def batch_shapes(
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What an optimizer update does, whatever the state and the batch.
+    """What an optimizer update does, whatever the state and the batch: a value, so that equal ones share a program.
 
     Attributes:
-      groups: optim.parameter_groups; of a frozen parameter no gradient is computed.
+      frozen: globs of layers that are not trained; of them no gradient is computed.
       seed: of dropout and sampling, with the step.
       ema: the decay of state.average, which began at the step `start`.
-      gather: makes divided parameters whole for the computation (sharding.gather).
+      gather: what makes divided parameters whole for the computation (sharding.gather), None if they are.
     """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
-    groups: Any
     loss: losses.Loss
+    frozen: tuple[str, ...] = ()
     seed: int = 0
     ema: float = 0.0
     start: int = 0
-    gather: Callable[[Any], Any] = lambda params: params
+    gather: Callable[[Any], Any] | None = None
 
 
 def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -66,7 +66,7 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
     dropout_key = jax.random.fold_in(jax.random.key(update.seed), state.step)
     labels = by_head(batch["label"], len(heads))
     weights = [
-        losses.pixel_weights(label, loss.normalization, loss.class_weights[place])
+        losses.pixel_weights(label, loss.normalization, jnp.asarray(loss.class_weights[place], jnp.float32))
         for label, place in zip(labels, heads, strict=True)
     ]
     if loss.sampling < 1:  # dropout's keys are folded with 0 .. A - 1
@@ -78,9 +78,10 @@ def train_step(state: TrainState, batch: Batch, update: Update) -> tuple[TrainSt
         return hard if soft is None else (1 - loss.soft) * hard + loss.soft * losses.divergence(logits, soft)
 
     def loss_fn(params: Any, index: Any, image: Any, size: Any, labels: Any, weights: Any, soft: Any) -> jax.Array:
-        params = jax.tree.map(lambda p, g: jax.lax.stop_gradient(p) if g == "frozen" else p, params, update.groups)
+        params = optim.without_gradient(params, update.frozen)
+        params = params if update.gather is None else update.gather(params)
         rngs = {"dropout": jax.random.fold_in(dropout_key, index)}
-        logits: Any = update.model.apply({"params": update.gather(params)}, image, size, train=True, rngs=rngs)
+        logits: Any = update.model.apply({"params": params}, image, size, train=True, rngs=rngs)
         terms = [
             jnp.sum(weight * pixel_loss(logits[..., place], label, None if soft is None else soft[..., place]))
             for place, label, weight in zip(heads, labels, weights, strict=True)

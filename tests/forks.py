@@ -102,6 +102,8 @@ def _run(command):
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+    import tensorflow_datasets  # noqa: F401
+
     from fcn_jax import evaluate, multiscale, train  # noqa: F401  # what fcn_jax.main imports
     from fcn_jax.run import distributed  # noqa: F401
 

@@ -33,6 +33,7 @@ from fcn_jax.run.stop import Stop
 RUN = (
     "--config=configs/fcn8s.py:demo",
     "--config.network=fcn32s",
+    "--config.model.backbone=alexnet_torchvision",  # few layers: each start traces the network
     "--config.optim.warmup_steps=1",
     "--config.data.train_split=tiny[:6]",
     "--config.data.eval_split=tiny[6:]",
@@ -490,6 +491,7 @@ def test_corrupt_images_in_the_middle_of_the_data(tmp_path):
         "--config.steps=8,",
         "--config.init.weights=",
         "--config.init.random=conv*,fc*",
+        "--config.optim.frozen=",
         f"--config.data.raw_dir={root}",
         f"--config.data.data_dir={tmp_path}/data",
     )

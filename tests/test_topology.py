@@ -285,9 +285,8 @@ def compiled_step(spec, mesh, batch, *, divided, optimizer):
     update = steps.Update(
         model=fcn.FCN(spec),
         optimizer=optimizer,
-        groups=optim.parameter_groups(params, ()),
-        loss=losses.Loss(jnp.ones(CLASSES, jnp.float32), "pixel"),
-        gather=gather if divided else lambda params: params,
+        loss=losses.Loss((1.0,) * CLASSES, "pixel"),
+        gather=gather if divided else None,
     )
     step = functools.partial(steps.train_step, update=update)
     data = {key: jax.ShapeDtypeStruct(value.shape, value.dtype) for key, value in batch.items()}

@@ -14,6 +14,7 @@ import fcn_jax
 from fcn_jax import checkpoint, evaluate, sharding, train
 from fcn_jax import config as config_lib
 from fcn_jax.data import datasets, pipeline
+from fcn_jax.losses import cross_entropy
 from fcn_jax.models import fcn
 from fcn_jax.models import spec as model_spec
 from fcn_jax.run import context, parameters, resume
@@ -158,6 +159,17 @@ def test_a_finished_run_is_extended(data_dir, tmp_path, monkeypatch, caplog):
         with pytest.raises(ValueError, match=r"which holds a run with another config: .*(steps|network): "):
             train.train_and_evaluate(tiny_config(data_dir, steps=steps, **changes), short)
     assert {path.name for path in tmp_path.iterdir()} == {"x", "lr[0.1] *?", "whole"}
+
+
+def test_equal_runs_share_their_programs(finished, data_dir, tmp_path, monkeypatch):
+    """In one process the second of two traces nothing anew; another seed is another program, for dropout."""
+    traced = []
+    monkeypatch.setattr("fcn_jax.losses.cross_entropy", lambda *given: traced.append(given) or cross_entropy(*given))
+    train.train_and_evaluate(tiny_config(data_dir), tmp_path / "again")
+    assert not traced
+    assert losses(tmp_path / "again") == losses(finished)
+    train.train_and_evaluate(tiny_config(data_dir, seed=1), tmp_path / "other")
+    assert len(traced) == 2, "one for each stage; the evaluation is the same"
 
 
 def test_images_are_overfitted_only_on_purpose(data_dir, tmp_path, caplog):

@@ -58,17 +58,12 @@ def make_sgd(params, rate=1.0, frozen=()):
     return optim.make_optimizer(params, optim.Solver("sgd", lambda step: rate, 0.0, 0.0), frozen=frozen)
 
 
-def make_step(
-    params, optimizer, model=None, *, frozen=(), normalization="pixel", sampling=1.0, jaccard=0.0, seed=0, **average
-):
+def make_step(optimizer, model=None, *, frozen=(), normalization="pixel", sampling=1.0, jaccard=0.0, seed=0, **average):
     """train_step as a function of (state, batch, class_weights)."""
 
     def step(state, batch, class_weights):
-        groups, loss = (
-            optim.parameter_groups(params, frozen),
-            losses.Loss(class_weights, normalization, sampling=sampling, jaccard=jaccard),
-        )
-        update = steps.Update(model or fcn.FCN(SPEC), optimizer, groups, loss, seed, **average)
+        loss = losses.Loss(class_weights, normalization, sampling=sampling, jaccard=jaccard)
+        update = steps.Update(model or fcn.FCN(SPEC), optimizer, loss, frozen, seed, **average)
         return steps.train_step(state, batch, update)
 
     return step
@@ -87,7 +82,7 @@ def whole_step(params, batch):
     """The step of all four images at once on one device: (state before, state after, results)."""
     optimizer = make_sgd(params)
     state = train_state.create_train_state(params, optimizer)
-    return state, *jax.jit(make_step(params, optimizer))(state, batch, ONES)
+    return state, *jax.jit(make_step(optimizer))(state, batch, ONES)
 
 
 def gradient_of(before, after):
@@ -125,7 +120,7 @@ def test_every_layer_has_a_gradient_and_its_norm_is_told(whole_step):
 def test_accumulated_gradients_are_those_of_the_whole_batch(params, batch, whole_step):
     before, after, results = whole_step
     optimizer = make_sgd(params)
-    found, found_results = jax.jit(make_step(params, optimizer))(before, reshaped(batch, 2, 2), ONES)
+    found, found_results = jax.jit(make_step(optimizer))(before, reshaped(batch, 2, 2), ONES)
     assert float(found_results["loss"]) == pytest.approx(float(results["loss"]), rel=1e-6)
     assert_close(found.params, after.params, 1e-6)
     # The gradients themselves are differences of parameters, which float32 keeps less exactly.
@@ -141,7 +136,7 @@ def test_four_devices_give_what_one_gives(params, batch, whole_step):
     state = jax.device_put(train_state.create_train_state(params, optimizer), whole)
     arrays = sharding.to_devices(batch, mesh, 1)
     assert {shard.data.shape for shard in arrays["image"].addressable_shards} == {(1, 1, 32, 32, 3)}
-    step = jax.jit(make_step(params, optimizer), donate_argnums=0, out_shardings=whole)
+    step = jax.jit(make_step(optimizer), donate_argnums=0, out_shardings=whole)
     found, found_results = step(state, arrays, ONES)
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found))
     for key in ("loss", "gradient_norm"):
@@ -162,7 +157,7 @@ def test_overfitting_one_image(params):
     image = np.where(label[..., None] == 1, np.uint8(220), np.uint8(30)).repeat(3, -1)
     one = {"image": image, "label": label, "size": np.full((1, 1, 2), 32, np.int32)}
     traces = []
-    inner = make_step(params, optimizer, frozen=frozen)
+    inner = make_step(optimizer, frozen=frozen)
 
     def counted(*arguments):
         traces.append(1)
@@ -252,7 +247,7 @@ def test_the_gradient_of_sampled_cells_is_the_gradient_on_average(batch):
     """Of a network that sees each pixel alone, over 600 updates from the same parameters."""
     params = pixelwise_params()
     optimizer = make_sgd(params)
-    full, part = (jax.jit(make_step(params, optimizer, Pixelwise(), sampling=keep)) for keep in (1.0, 0.5))
+    full, part = (jax.jit(make_step(optimizer, Pixelwise(), sampling=keep)) for keep in (1.0, 0.5))
     state = train_state.create_train_state(params, optimizer)
     expected = gradient_of(state, full(state, batch, ONES)[0])
     gradients = []
@@ -272,7 +267,7 @@ def test_how_each_normalization_accumulates(batch, normalization, ratio):
     params = pixelwise_params()
     optimizer = make_sgd(params)
     state = train_state.create_train_state(params, optimizer)
-    step = jax.jit(make_step(params, optimizer, Pixelwise(), normalization=normalization))
+    step = jax.jit(make_step(optimizer, Pixelwise(), normalization=normalization))
     class_weights = jnp.array([1, 0.5, 2], jnp.float32)
     once, expected = step(state, batch, class_weights)
     found, results = step(state, reshaped(batch, 2, 2), class_weights)
@@ -287,7 +282,7 @@ def test_jaccard_is_added_and_of_accumulated_batches_its_mean(batch):
     optimizer = make_sgd(params)
     state = train_state.create_train_state(params, optimizer)
     logits = Pixelwise().apply({"params": params}, batch["image"])
-    plain, added = (jax.jit(make_step(params, optimizer, Pixelwise(), jaccard=share)) for share in (0.0, 0.5))
+    plain, added = (jax.jit(make_step(optimizer, Pixelwise(), jaccard=share)) for share in (0.0, 0.5))
     for divided in (batch, reshaped(batch, 2, 2)):
         accumulated = len(divided["image"])
         scores = logits.reshape(*divided["label"].shape, CLASSES)
@@ -299,12 +294,12 @@ def test_jaccard_is_added_and_of_accumulated_batches_its_mean(batch):
 def test_frozen_layers_are_not_in_the_gradient_norm(batch):
     params = pixelwise_params()
     state = train_state.create_train_state(params, make_sgd(params))
-    after, _ = jax.jit(make_step(params, make_sgd(params), Pixelwise()))(state, batch, ONES)
+    after, _ = jax.jit(make_step(make_sgd(params), Pixelwise()))(state, batch, ONES)
     gradient = gradient_of(state, after)
     assert np.abs(gradient["conv1_1"]["kernel"]).max() > 1e-4
     optimizer = make_sgd(params, frozen=("conv1_1",))
     state = train_state.create_train_state(params, optimizer)
-    step = jax.jit(make_step(params, optimizer, Pixelwise(), frozen=("conv1_1",)))
+    step = jax.jit(make_step(optimizer, Pixelwise(), frozen=("conv1_1",)))
     after, results = step(state, batch, ONES)
     norm = np.sqrt(sum((values**2).sum() for values in gradient["score_fr"].values()))
     assert float(results["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
@@ -316,7 +311,7 @@ def test_frozen_layers_are_not_in_the_gradient_norm(batch):
 def test_the_first_bad_step_is_kept(batch):
     params = pixelwise_params()
     optimizer = make_sgd(params, rate=0.1)
-    step = jax.jit(make_step(params, optimizer, Pixelwise()))
+    step = jax.jit(make_step(optimizer, Pixelwise()))
     state, found = train_state.create_train_state(params, optimizer, step=10), []
     infinite = jnp.array([1, jnp.inf, 1], jnp.float32)
     for class_weights in (ONES, ONES, infinite, ONES, infinite):
@@ -339,8 +334,7 @@ def test_a_gradient_that_is_not_finite_is_bad_though_the_loss_is(batch):
 
     @jax.jit
     def step(state):
-        groups = jax.tree.map(lambda _: "kernel", params)
-        update = steps.Update(Rooted(), optimizer, groups, losses.Loss(ONES, "pixel"))
+        update = steps.Update(Rooted(), optimizer, losses.Loss(ONES, "pixel"))
         return steps.train_step(state, batch, update)
 
     state, results = step(train_state.create_train_state(params, optimizer, step=4))
@@ -357,7 +351,7 @@ def test_dropout_depends_on_the_seed_the_step_and_the_batch(batch):
     @functools.partial(jax.jit, static_argnums=2)
     def loss(step, batch, seed):
         state = train_state.create_train_state(params, optimizer).replace(step=step)
-        return make_step(params, optimizer, model, seed=seed)(state, batch, ONES)[1]["loss"]
+        return make_step(optimizer, model, seed=seed)(state, batch, ONES)[1]["loss"]
 
     zero, one = jnp.int32(0), jnp.int32(1)
     first = float(loss(zero, batch, 0))
@@ -374,7 +368,7 @@ def test_a_step_without_labels_changes_nothing_and_is_not_bad(batch):
     optimizer = make_sgd(params)
     state = train_state.create_train_state(params, optimizer)
     void = {**batch, "label": np.full_like(batch["label"], 255)}
-    after, results = jax.jit(make_step(params, optimizer, Pixelwise()))(state, void, ONES)
+    after, results = jax.jit(make_step(optimizer, Pixelwise()))(state, void, ONES)
     assert (float(results["loss"]), float(results["gradient_norm"])) == (0, 0)
     assert (int(after.step), int(after.bad_step)) == (1, -1)
     jax.tree.map(np.testing.assert_array_equal, after.params, params)
@@ -394,7 +388,7 @@ def test_the_average_by_hand(batch):
     """Slow to remember at first: (1 + t) / (10 + t), until that exceeds the decay."""
     params = pixelwise_params()
     optimizer = make_sgd(params, rate=0.1)
-    step = jax.jit(make_step(params, optimizer, Pixelwise(), ema=0.2, start=7))
+    step = jax.jit(make_step(optimizer, Pixelwise(), ema=0.2, start=7))
     state = train_state.create_train_state(params, optimizer, step=7, averaged=True)
     plain = train_state.create_train_state(params, optimizer, step=7)
     assert plain.result is plain.params

@@ -76,7 +76,12 @@ def make_optimizer(run: Run, stage: Stage, rate: Callable[[Any], Any]) -> Any:
         config.optim.clip_norm,
     )
     frozen, own_bias = config_lib.words(config.optim.frozen), config_lib.words(config.optim.own_bias)
-    return optim.make_optimizer(fcn.abstract_params(run.spec(stage)), solver, frozen=frozen, own_bias=own_bias)
+    return _optimizer(run.spec(stage), solver, frozen, own_bias)
+
+
+@functools.lru_cache(16)  # equal optimizers are one, so that equal updates share a program
+def _optimizer(spec: ModelSpec, solver: optim.Solver, frozen: tuple[str, ...], own_bias: tuple[str, ...]) -> Any:
+    return optim.make_optimizer(fcn.abstract_params(spec), solver, frozen=frozen, own_bias=own_bias)
 
 
 def _dataset(run: Run, stage: Stage, canvas: tuple[int, int]) -> Any:
@@ -108,19 +113,19 @@ def compile_update(
     update = steps.Update(
         model=fcn.FCN(spec, dropout=config.model.dropout, dtype=config.model.dtype),
         optimizer=optimizer,
-        groups=optim.parameter_groups(abstract.params, config_lib.words(config.optim.frozen)),
         loss=losses.Loss(
-            class_weights=jax.device_put(datasets.class_weights(config.loss.class_weights, run.train_split)),
+            class_weights=tuple(datasets.class_weights(config.loss.class_weights, run.train_split).tolist()),
             normalization=config.loss.normalization,
             heads=tuple(place for _, place in spec.outputs),
             sampling=config.loss.sampling,
             soft=config.distill.weight if config.distill.teacher else 0.0,
             jaccard=config.loss.jaccard,
         ),
+        frozen=config_lib.words(config.optim.frozen),
         seed=config.seed,
         ema=config.optim.ema,
         start=stage.start,
-        gather=_gather(run, abstract.params),
+        gather=_gather(run, abstract.params) if config.sharding.params else None,
     )
     whole, split = sharding.replicated(run.mesh), sharding.split_batch(run.mesh, 1)
     places = jax.tree.map(lambda x: x.sharding, abstract)
@@ -130,8 +135,8 @@ def compile_update(
         shape = (*lead, *canvas, len(spec.class_names))
         batch["soft"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
     began = time.monotonic()
-    step = functools.partial(steps.train_step, update=update)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(places, whole)).lower(abstract, batch).compile()
+    step = jax.jit(steps.train_step, static_argnames="update", donate_argnums=0, out_shardings=(places, whole))
+    compiled = step.lower(abstract, batch, update=update).compile()
     needed = sharding.check_memory(
         "data.batch_size", compiled.memory_analysis(), (abstract, abstract.params), config.data.batch_size, run.mesh
     )
@@ -140,8 +145,6 @@ def compile_update(
 
 
 def _gather(run: Run, params: Any) -> Callable[[Any], Any]:
-    """What makes the parameters whole for a step, if the config divides them."""
-    if not run.config.sharding.params:
-        return lambda params: params
+    """What makes divided parameters whole for a step."""
     places = jax.tree.map(lambda x: x.sharding, params)
     return functools.partial(sharding.gather, whole=sharding.replicated(run.mesh), parts=places)
