@@ -157,6 +157,8 @@ def _loop(
         state, found = ready.update(state, sharding.to_devices(arrays, run.mesh, 1))
         _tell_corrupt(batch, corrupt)
         losses.append(found["loss"])
+        if len(losses) > 1:  # one step runs, the next is dispatched; a stop would have to wait for any more
+            jax.block_until_ready(losses[-2])
         last = step == stage.end
         evaluates = last or (config.eval.every and step % config.eval.every == 0)
         stops = stop.asked()

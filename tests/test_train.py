@@ -1,9 +1,11 @@
 """Whole runs in this process, tiny: stages, resuming, results, and what a run refuses."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 import re
+import time
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from fcn_jax.losses import cross_entropy
 from fcn_jax.models import fcn
 from fcn_jax.models import spec as model_spec
 from fcn_jax.run import context, parameters, resume
+from fcn_jax.run import stage as stage_lib
 from fcn_jax.run.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -189,6 +192,35 @@ def test_a_run_without_a_checkpoint_that_can_be_read_does_not_start_over(data_di
     with pytest.raises(ValueError, match=r"none of the 2 checkpoints in .* can be read .*: put a copy back, or delete"):
         train.train_and_evaluate(c, tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("one_device")
+def test_no_more_than_two_steps_are_dispatched_at_once(data_dir, tmp_path, monkeypatch):
+    """Dispatching is asynchronous, and a stop waits for what is dispatched: minutes, where a step takes long."""
+    found, pending, ready = [], [], stage_lib.ready
+
+    def late(value):
+        time.sleep(0.1)
+        return value
+
+    slow = jax.jit(lambda loss: jax.pure_callback(late, jax.ShapeDtypeStruct((), np.float32), loss))
+
+    def with_slow_steps(run, stage):
+        made = ready(run, stage)
+
+        def update(state, arrays):
+            pending.append(sum(not loss.is_ready() for loss in found))
+            state, results = made.update(state, arrays)
+            found.append(slow(results["loss"]))
+            return state, {**results, "loss": found[-1]}
+
+        return dataclasses.replace(made, update=update)
+
+    monkeypatch.setattr(stage_lib, "ready", with_slow_steps)
+    seldom = {"log.every": 8, "log.checkpoint_every": 8, "eval.every": 0}
+    config = tiny_config(data_dir, network="fcn32s", steps=(8,), learning_rate=(1e-3,), **seldom)
+    train.train_and_evaluate(config, tmp_path / "run")
+    assert pending == [0, *[1] * 7]
 
 
 def test_hosts_that_see_different_checkpoints_do_not_go_on(data_dir, tmp_path, monkeypatch):
