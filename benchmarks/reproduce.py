@@ -157,7 +157,7 @@ ROWS = {
         f"camvid_jaccard_seed{seed}": Row(
             (
                 "--config=configs/camvid_fcn8s.py",
-                "--config.steps=(2400,)",
+                "--config.steps=(1600,)",
                 "--config.data.batch_size=2",
                 "--config.data.crop_size=(384,416)",
                 "--config.loss.jaccard=1.0",
