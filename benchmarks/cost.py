@@ -14,7 +14,7 @@ from fcn_jax import losses, optim, steps, train_state
 from fcn_jax.models import fcn
 from fcn_jax.models.spec import configured
 
-# Classes and largest image of each dataset.
+# Classes and largest image of the datasets whose images have three channels and one label.
 DATASETS = {"voc_segmentation": (21, (500, 500)), "camvid": (11, (360, 480)), "shapes": (6, (96, 96))}
 
 
@@ -31,7 +31,7 @@ def update(config, network):
     classes, largest = DATASETS[config.data.name]
     names, palette = tuple(map(str, range(classes))), ((0, 0, 0),) * classes
     model = config.model
-    spec = configured(network, model, names, palette)
+    spec = configured(network, model, class_names=names, palette=palette)
     params = fcn.abstract_params(spec)
     frozen = config_lib.words(config.optim.frozen)
     solver = optim.Solver(config.optim.name, lambda step: 1e-4, config.optim.momentum, config.optim.weight_decay)
@@ -63,6 +63,8 @@ def main():
     print("| config | network | batch | TFLOP an update |\n|---|---|---|---|")
     for path, arguments in [(p, ()) for p in sorted(folder.glob("*.py"))] + [(folder / "fcn8s.py", ("demo",))]:
         config = load(path, *arguments)
+        if config.data.name not in DATASETS:
+            continue
         for network in config_lib.words(config.network):
             cost = flops(config, network) / 1e12
             print(f"| {':'.join((path.name, *arguments))} | {network} | {config.data.batch_size} | {cost:.3g} |")

@@ -1,4 +1,4 @@
-"""benchmarks/spmd_programs.py: reading collectives from HLO; benchmarks/scaling.py: the model by hand."""
+"""benchmarks/spmd_programs.py: reading collectives from HLO; scaling.py: the model by hand; cost.py: one row."""
 
 import dataclasses
 import functools
@@ -224,3 +224,11 @@ def test_tables_of_made_up_programs(programs, scaling, capsys):
     assert titles(page) == titles(printed)
     for block in printed.split("\n\n"):
         assert len({line.count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
+
+
+def test_the_cost_of_an_update_is_that_of_the_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cost = importlib.import_module("cost")
+    found = cost.flops(cost.load(BENCHMARKS.parent / "configs" / "fcn8s.py", "demo"), "fcn8s")
+    page = (BENCHMARKS / "results" / "speed.md").read_text()
+    assert f"| fcn8s.py:demo | fcn8s | 8 | {found / 1e12:.3g} |" in page
