@@ -220,7 +220,8 @@ def test_no_more_than_two_steps_are_dispatched_at_once(data_dir, tmp_path, monke
     seldom = {"log.every": 8, "log.checkpoint_every": 8, "eval.every": 0}
     config = tiny_config(data_dir, network="fcn32s", steps=(8,), learning_rate=(1e-3,), **seldom)
     train.train_and_evaluate(config, tmp_path / "run")
-    assert pending == [0, *[1] * 7]
+    assert len(pending) == 8
+    assert max(pending) == 1
 
 
 def test_hosts_that_see_different_checkpoints_do_not_go_on(data_dir, tmp_path, monkeypatch):
