@@ -1,4 +1,4 @@
-"""Floating-point operations of one optimizer update of each config, counted by XLA in the lowered program.
+"""Floating-point operations of one optimizer update of each config whose dataset is in DATASETS, counted by XLA.
 
 python benchmarks/cost.py
 """
