@@ -165,7 +165,7 @@ ROWS = {
                 "--config.eval.every=800",
                 f"--config.seed={seed}",
             ),
-            CAMVID_EVALUATIONS,
+            CAMVID_EVALUATIONS[:2],
             points=2.0,
             curve=0.15,
             data="CamVid",

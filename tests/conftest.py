@@ -14,10 +14,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags.QUICK} --xla_force_host_platform_device_count=4"
 
 # Tiny networks compile again and again with the same shapes: what one process has compiled is kept for all of this run,
-# and away from the user's own.
+# or for all runs with the same FCN_JAX_TEST_CACHE, and away from the user's own.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     CACHE = tempfile.TemporaryDirectory(prefix="fcn_jax_xla_")  # it goes with the process
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("FCN_JAX_TEST_CACHE", CACHE.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
