@@ -118,10 +118,10 @@ def matters(seed, changed):
 VOC = ("--config=configs/voc_laptop.py", "--config.steps=(400,)", "--config.data.eval_split=val[:5%]")
 
 
-def voc(*train, masks=("",)):
+def voc(*train, masks=("",), narrow=0):
     """A run on PASCAL VOC and its evaluations, of images as they are or masked."""
     evaluations = tuple(Evaluation("val", mask=mask) for mask in masks)
-    return Row(train, evaluations, points=8.0, curve=0.25, data=str(VOC_FOLDER))
+    return Row(train, evaluations, points=8.0, curve=0.25, data=str(VOC_FOLDER), narrow=narrow)
 
 
 # The paper's experiments: an FCN-32s on torchvision's AlexNet, which takes minutes.
@@ -210,6 +210,22 @@ ROWS = {
     "voc_laptop": voc(
         "--config=configs/voc_laptop.py", "--config.eval.every=400", "--config.data.eval_split=val[:20%]"
     ),
+    # The network of camvid_small.py with its loss and rates: is a small one for VOC's classes good enough to be useful?
+    "voc_small": voc(
+        "--config=configs/voc_laptop.py",
+        "--config.network=fcn4s",
+        "--config.steps=(3200,)",
+        "--config.learning_rate=(5e-4,)",
+        "--config.model.width=24",
+        "--config.model.fc_width=64",
+        "--config.model.dropout=0.1",
+        "--config.loss.jaccard=1.0",
+        "--config.optim.warmup_steps=100",
+        "--config.optim.ema=0.998",
+        "--config.eval.every=800",
+        "--config.data.eval_split=val[:20%]",
+        narrow=24,
+    ),
     "voc_plain": voc(*VOC),
     "voc_scaled": voc(*VOC, "--config.model.at_once=True"),
     "voc_staged": voc(
@@ -295,12 +311,17 @@ def voc_subset(raw_dir, folder):
     for name in ("JPEGImages", "SegmentationClass"):
         (target / name).unlink(missing_ok=True)
         (target / name).symlink_to(source / name)
+    (target / "train").mkdir(exist_ok=True)  # the photographs that narrow.py may see
+    for name in (VOC_SUBSET / "train.txt").read_text().split():
+        photograph = target / "train" / f"{name}.jpg"
+        photograph.unlink(missing_ok=True)
+        photograph.symlink_to(source / "JPEGImages" / photograph.name)
     return folder
 
 
 def narrow(row, raw_dir, workdir):
     """The file that narrow.py writes, once for all runs beside each other."""
-    path = workdir.parent / f"narrow{row.narrow}.npz"
+    path = workdir.parent / f"narrow{row.narrow}_{pathlib.Path(row.data).name}.npz"
     if not path.exists():
         images = raw_dir / row.data / "train"
         run_script("benchmarks/narrow.py", f"--images={images}", f"--width={row.narrow}", f"--output={path}")
