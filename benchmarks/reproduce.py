@@ -153,25 +153,22 @@ ROWS = {
         curve=0.15,
         data="CamVid",
     ),
-    **{
-        f"camvid_jaccard_seed{seed}": Row(
-            (
-                "--config=configs/camvid_fcn8s.py",
-                "--config.steps=(1600,)",
-                "--config.data.batch_size=2",
-                "--config.data.crop_size=(384,416)",
-                "--config.loss.jaccard=1.0",
-                "--config.optim.ema=0.998",
-                "--config.eval.every=800",
-                f"--config.seed={seed}",
-            ),
-            CAMVID_EVALUATIONS[:2],
-            points=2.0,
-            curve=0.15,
-            data="CamVid",
-        )
-        for seed in SEEDS
-    },
+    "camvid_jaccard_seed0": Row(
+        (
+            "--config=configs/camvid_fcn8s.py",
+            "--config.steps=(1600,)",
+            "--config.data.batch_size=2",
+            "--config.data.crop_size=(384,416)",
+            "--config.loss.jaccard=1.0",
+            "--config.optim.ema=0.998",
+            "--config.eval.every=800",
+            "--config.seed=0",
+        ),
+        CAMVID_EVALUATIONS[:2],
+        points=2.0,
+        curve=0.15,
+        data="CamVid",
+    ),
     "camvid_small": Row(
         ("--config=configs/camvid_small.py",), (VAL, TEST), points=2.0, curve=0.15, data="CamVid", narrow=24
     ),
