@@ -95,6 +95,22 @@ MATTERS = {
 SEEDS = (0, 1, 2)
 
 
+def held_out(scale, *evaluations):
+    """A short run at full width on the sequences 0001TP and 0006R0 of CamVid; val is of another, 0016E5."""
+    train = (
+        "--config=configs/camvid_fcn8s.py",
+        "--config.steps=(400,)",
+        "--config.data.train_split=train[:163]",
+        "--config.data.batch_size=2",
+        "--config.data.crop_size=(384,416)",
+        f"--config.data.scale={scale}",
+        "--config.loss.jaccard=1.0",
+        "--config.optim.ema=0.99",
+        "--config.eval.every=0",
+    )
+    return Row(train, evaluations, points=6.0, curve=0.3, data="CamVid")
+
+
 def matters(seed, changed):
     """A short run on CamVid, from VGG16 made narrower."""
     common = (
@@ -169,6 +185,9 @@ ROWS = {
         curve=0.15,
         data="CamVid",
     ),
+    # What enlarging gives, with the same number of crops.
+    "camvid_enlarged": held_out("(1.0,2.0)", Evaluation("val", (1.5,))),
+    "camvid_native": held_out("(0.7,1.4)", VAL, Evaluation("val", (1.5,))),
     "camvid_small": Row(
         ("--config=configs/camvid_small.py",), (VAL, TEST), points=2.0, curve=0.15, data="CamVid", narrow=24
     ),
