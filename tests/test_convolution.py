@@ -67,7 +67,8 @@ def convolve(x, kernel, padding):
 
 
 THREE = convolution.XLA._replace(forward=convolution.winograd, to_kernel=convolution.rows_to_kernel)  # of 3x3 alone
-FORMS = {"xla": convolution.XLA, "product": convolution.PRODUCT, "winograd, rows": THREE}
+TAPS = convolution.XLA._replace(to_kernel=convolution.taps_to_kernel)
+FORMS = {"xla": convolution.XLA, "product": convolution.PRODUCT, "winograd, rows": THREE, "taps": TAPS}
 
 
 @pytest.mark.parametrize(("x", "kernel", "padding"), CASES)
@@ -87,11 +88,13 @@ def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
             np.testing.assert_allclose(form.to_kernel(*given, padding), gradient[1], atol=1e-12, err_msg=name)
 
 
-# Just enough for each rule of cpu_form: rows, products of 7x7 and of 1x1, and XLA's where a map is small.
+# Just enough for each rule of cpu_form: rows, taps, products of 7x7 and of 1x1, and XLA's where a map is small.
 CHOSEN = [
     ((1, 64, 64, 3), (3, 3, 3, 64), 1, "while"),
     ((1, 63, 64, 3), (3, 3, 3, 64), 1, "convolution"),
     ((1, 64, 64, 3), (3, 3, 3, 63), 1, "convolution"),
+    ((2, 24, 24, 2), (3, 3, 2, 512), 1, "while"),
+    ((2, 23, 25, 2), (3, 3, 2, 512), 1, "convolution"),
     ((1, 7, 8, 2), (7, 7, 2, 56), 0, "dot_general"),
     ((1, 7, 8, 2), (7, 7, 2, 55), 0, "convolution"),
     ((1, 9, 8, 2), (1, 1, 2, 3), 0, "dot_general"),
@@ -135,6 +138,14 @@ def test_both_platforms_give_the_same_numbers(x, kernel, padding, form):
     g = draw(*y.shape, dtype=np.float32)
     for found, wanted in zip((y, *pull(g)), (expected, *pull_xla(g)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_sums_over_rows_stay_in_the_cache():
+    """A batch whose sums, one for each image, are too large for that goes tap by tap."""
+    kernel = jax.ShapeDtypeStruct((3, 3, 256, 256), jnp.float32)
+    of = {n: convolution.cpu_form(jax.ShapeDtypeStruct((n, 64, 64, 256), jnp.float32), kernel) for n in (4, 5)}
+    assert of[4].to_kernel is convolution.rows_to_kernel
+    assert of[5].to_kernel is convolution.taps_to_kernel
 
 
 def test_a_layer_that_is_not_trained_costs_no_gradient():
@@ -213,12 +224,13 @@ def test_the_full_network_on_each_platform(monkeypatch):
     assert found["cpu"]["convolution"] < found["tpu"]["convolution"]
 
 
-def test_devices_that_share_a_batch_speak_once_a_layer():
-    """Not in every row: the sums over rows are of each image, and are added up at the end."""
+@pytest.mark.parametrize(("side", "inputs", "outputs"), [(64, 3, 64), (24, 2, 512)])
+def test_devices_that_share_a_batch_speak_once_a_layer(side, inputs, outputs):
+    """Not in every row or tap: the sums are of each image, and are added up at the end."""
     mesh = sharding.make_mesh()
     split, whole = sharding.split_batch(mesh, 0), sharding.replicated(mesh)
-    x = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32, sharding=split)
-    kernel = jax.ShapeDtypeStruct((3, 3, 3, 64), jnp.float32, sharding=whole)
+    x = jax.ShapeDtypeStruct((4, side, side, inputs), jnp.float32, sharding=split)
+    kernel = jax.ShapeDtypeStruct((3, 3, inputs, outputs), jnp.float32, sharding=whole)
     step = jax.jit(jax.grad(lambda kernel, x: (convolve(x, kernel, 1) ** 2).sum()), out_shardings=whole)
     text = step.lower(kernel, x).compile().as_text()
     entry = text[text.index("\nENTRY ") :]

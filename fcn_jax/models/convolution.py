@@ -1,9 +1,9 @@
 """Convolutions, rectification and pooling, in the form that the platform computes fastest.
 
-TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers of large
-maps, all of fc6 and fc7, and pooling's gradient. There the first are sums over rows, fc6 and fc7 matrix products, and
-deep 3x3 layers go by Winograd's algorithm. Each form gives the same sums, in another order; how fast each is on each
-layer: benchmarks/kernels.py, benchmarks/results/speed.md.
+TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers, all of fc6
+and fc7, and pooling's gradient. There the first are sums over rows or products tap by tap, fc6 and fc7 are matrix
+products, and deep 3x3 layers go by Winograd's algorithm. Each form gives the same sums, in another order; how fast each
+is on each layer: benchmarks/kernels.py, benchmarks/results/speed.md.
 """
 
 import functools
@@ -125,14 +125,38 @@ def rows_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) 
     return total.sum(0).reshape(size, inputs, size, outputs).transpose(2, 0, 1, 3)  # from [j, I, i, O]
 
 
+def taps_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """The gradient of the kernel tap by tap: x from the tap's cell on [B, I, N], times g [B, N, O].
+
+    Both are as wide as the padded x, with zeros beside g, so that all cells of an image are one row.
+    """
+    size, _, inputs, outputs = kernel.shape
+    batch = x.shape[0]
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    width = x.shape[2]
+    g = jnp.pad(g, ((0, 0), (0, size - 1), (0, size - 1), (0, 0))).reshape(batch, -1, outputs)
+    x, last = x.reshape(batch, -1, inputs), (size - 1) * (width + 1)
+    g = g[:, : g.shape[1] - last]
+
+    def tap(first: jax.Array) -> jax.Array:
+        moved = lax.dynamic_slice_in_dim(x, first, g.shape[1], 1)
+        return jnp.einsum("bni,bno->bio", moved, g, precision=_precision(x))
+
+    firsts = jnp.asarray([i * width + j for i in range(size) for j in range(size)])
+    taps: jax.Array = lax.map(tap, firsts)
+    return taps.sum(1).reshape(kernel.shape)
+
+
 XLA, PRODUCT = form_of(xla), form_of(product)
 
 # Products of smaller kernels take no time in any form, and least to trace and to compile in XLA's.
 _LARGE_KERNEL = 2**14
 # The sums over rows pay from maps of this size and layers of this width on, while they stay in a processor's cache.
 _LARGE_MAP, _WIDE_LAYER, _CACHED = 64 * 64, 64, 9 * 512 * 512
-# Winograd's algorithm pays for maps of this size with so many channels, for which the kernel is worth transforming.
-_DEEP_MAP, _DEEP_LAYER = 16 * 16, 512
+# Products tap by tap pay where the sums over rows are too large, and for deep layers from maps of this size on.
+_DEEP_LAYER, _SMALL_MAP = 512, 24 * 24
+# Winograd's algorithm pays for batches with so many cells of deep layers, for which the kernel is worth transforming.
+_DEEP_MAP = 16 * 16
 
 
 def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
@@ -147,8 +171,11 @@ def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
         small = size == 1 or batch * area <= outputs
         return PRODUCT if small and kernel.size >= _LARGE_KERNEL else XLA
     form = XLA
-    if area >= _LARGE_MAP and outputs >= _WIDE_LAYER and batch * kernel.size <= _CACHED:
-        form = form._replace(to_kernel=rows_to_kernel)
+    if outputs >= _WIDE_LAYER and area >= _LARGE_MAP:
+        cached = batch * kernel.size <= _CACHED
+        form = form._replace(to_kernel=rows_to_kernel if cached else taps_to_kernel)
+    elif outputs >= _DEEP_LAYER and area >= _SMALL_MAP:
+        form = form._replace(to_kernel=taps_to_kernel)
     if batch * area >= _DEEP_MAP and min(inputs, outputs) >= _DEEP_LAYER:
         form = form._replace(forward=winograd)  # its gradients would turn the kernel round first, and lose by it
     return form
