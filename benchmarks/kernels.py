@@ -1,10 +1,11 @@
 """The convolutions of VGG16 one by one, XLA's form and the one for CPU side by side: GFLOP/s of the layer's arithmetic.
 
     python benchmarks/kernels.py                # `caffe` geometry, 375x500
-    python benchmarks/kernels.py --batch=4 --side=64    # a crop of that side at conv3_1
+    python benchmarks/kernels.py --batch=4 --side=64    # crops of that side at conv3_1
+    python benchmarks/kernels.py --dtype=bfloat16
 
-Forward, gradient of the input and gradient of the kernel; float32. Errors are the largest against float64, relative to
-the largest value.
+Forward, gradient of the input and gradient of the kernel. Errors are the largest against float64, relative to the
+largest value.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def errors(x, kernel, g, padding, form):
     """The largest, forward and of both gradients, against float64, relative to the largest value."""
     found = []
     for name, given in (("forward", (x, kernel)), ("to_input", (x, kernel, g)), ("to_kernel", (x, kernel, g))):
-        value = np.asarray(jax.jit(functools.partial(getattr(form, name), padding=padding))(*given))
+        value = np.asarray(jax.jit(functools.partial(getattr(form, name), padding=padding))(*given), np.float64)
         with jax.enable_x64(True):
             exact = jax.jit(functools.partial(getattr(convolution.XLA, name), padding=padding))
             exact = np.asarray(exact(*(jnp.asarray(np.asarray(array), jnp.float64) for array in given)))
@@ -62,11 +63,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--side", type=int, default=0)
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
 
     def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
+        return jnp.asarray(rng.standard_normal(shape, np.float32), options.dtype)
 
     print("| layer | XLA: forward, to input, to kernel | on CPU | errors of XLA | on CPU |")
     print("|---|---|---|---|---|")

@@ -68,11 +68,19 @@ def convolve(x, kernel, padding):
 
 THREE = convolution.XLA._replace(forward=convolution.winograd, to_kernel=convolution.rows_to_kernel)  # of 3x3 alone
 TAPS = convolution.XLA._replace(to_kernel=convolution.taps_to_kernel)
-FORMS = {"xla": convolution.XLA, "product": convolution.PRODUCT, "winograd, rows": THREE, "taps": TAPS}
+FORMS = {
+    "xla": convolution.XLA,
+    "product": convolution.PRODUCT,
+    "winograd, rows": THREE,
+    "taps": TAPS,
+    "blocks": convolution.HALF,
+}
 
 
+@pytest.mark.parametrize("block", [1, 600, 2**23])  # bytes: a row, some rows, all of them
 @pytest.mark.parametrize(("x", "kernel", "padding"), CASES)
-def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
+def test_every_form_gives_the_sums_of_the_definition(monkeypatch, x, kernel, padding, block):
+    monkeypatch.setattr(convolution, "_BLOCK", block)
     x, kernel = draw(*x), draw(*kernel)
     expected = loops(x, kernel, padding)
     g = draw(*expected.shape)
@@ -88,20 +96,30 @@ def test_every_form_gives_the_sums_of_the_definition(x, kernel, padding):
             np.testing.assert_allclose(form.to_kernel(*given, padding), gradient[1], atol=1e-12, err_msg=name)
 
 
-# Just enough for each rule of cpu_form: rows, taps, products of 7x7 and of 1x1, and XLA's where a map is small.
+# Just enough for each rule of cpu_form: rows, taps, products of 7x7 and of 1x1, and XLA's where a map is small; in
+# float32 and in bfloat16.
 CHOSEN = [
-    ((1, 64, 64, 3), (3, 3, 3, 64), 1, "while"),
-    ((1, 63, 64, 3), (3, 3, 3, 64), 1, "convolution"),
-    ((1, 64, 64, 3), (3, 3, 3, 63), 1, "convolution"),
-    ((2, 24, 24, 2), (3, 3, 2, 512), 1, "while"),
-    ((2, 23, 25, 2), (3, 3, 2, 512), 1, "convolution"),
-    ((1, 7, 8, 2), (7, 7, 2, 56), 0, "dot_general"),
-    ((1, 7, 8, 2), (7, 7, 2, 55), 0, "convolution"),
-    ((1, 9, 8, 2), (1, 1, 2, 3), 0, "dot_general"),
-    ((2, 8, 16, 512), (3, 3, 512, 512), 1, "winograd"),
-    ((1, 15, 17, 512), (3, 3, 512, 512), 1, "convolution"),
-    ((1, 16, 16, 511), (3, 3, 511, 512), 1, "convolution"),
+    ((1, 64, 64, 3), (3, 3, 3, 64), 1, "while", "while"),
+    ((1, 63, 64, 3), (3, 3, 3, 64), 1, "convolution", "while"),
+    ((1, 64, 64, 3), (3, 3, 3, 63), 1, "convolution", "convolution"),
+    ((2, 24, 24, 2), (3, 3, 2, 512), 1, "while", "blocks"),
+    ((2, 24, 24, 2), (3, 3, 2, 256), 1, "convolution", "blocks"),
+    ((2, 24, 24, 2), (3, 3, 2, 255), 1, "convolution", "while"),
+    ((2, 23, 25, 2), (3, 3, 2, 512), 1, "convolution", "convolution"),
+    ((1, 7, 8, 2), (7, 7, 2, 56), 0, "dot_general", "dot_general"),
+    ((1, 7, 8, 2), (7, 7, 2, 55), 0, "convolution", "convolution"),
+    ((1, 9, 8, 2), (1, 1, 2, 3), 0, "dot_general", "dot_general"),
+    ((2, 8, 16, 512), (3, 3, 512, 512), 1, "winograd", "convolution"),
+    ((1, 15, 17, 512), (3, 3, 512, 512), 1, "convolution", "convolution"),
+    ((1, 16, 16, 511), (3, 3, 511, 512), 1, "convolution", "convolution"),
 ]
+OPERATIONS = {
+    "convolution": {"convolution": 3},
+    "while": {"while": 1, "dot_general": 1, "convolution": 2},
+    "dot_general": {"dot_general": 3},
+    "winograd": {"dot_general": 16, "convolution": 2},
+    "blocks": {"while": 3, "dot_general": 3},
+}
 
 
 def operations(x, kernel, padding, platform, dtype=jnp.float32):
@@ -115,22 +133,32 @@ def operations(x, kernel, padding, platform, dtype=jnp.float32):
     return collections.Counter(re.findall(r"stablehlo\.(convolution|while|dot_general)\b", text))
 
 
-@pytest.mark.parametrize(("x", "kernel", "padding", "form"), CHOSEN)
-def test_the_form_is_that_of_the_platform(x, kernel, padding, form):
-    on_cpu = operations(x, kernel, padding, "cpu")
-    expected = {
-        "while": {"while": 1, "dot_general": 1, "convolution": 2},
-        "dot_general": {"dot_general": 3},
-        "winograd": {"dot_general": 16, "convolution": 2},
-    }
-    assert on_cpu == expected.get(form, {"convolution": 3})
-    for platform in ("tpu", "cuda"):
-        assert operations(x, kernel, padding, platform) == {"convolution": 3}
-    assert operations(x, kernel, padding, "cpu", jnp.bfloat16) == {"convolution": 3}
+@pytest.mark.parametrize(("x", "kernel", "padding", "form", "half"), CHOSEN)
+def test_the_form_is_that_of_the_platform(x, kernel, padding, form, half):
+    for dtype, expected in ((jnp.float32, form), (jnp.bfloat16, half)):
+        assert operations(x, kernel, padding, "cpu", dtype) == OPERATIONS[expected]
+        for platform in ("tpu", "cuda"):
+            assert operations(x, kernel, padding, platform, dtype) == OPERATIONS["convolution"]
 
 
-@pytest.mark.parametrize(("x", "kernel", "padding", "form"), [case for case in CHOSEN if case[3] != "convolution"])
-def test_both_platforms_give_the_same_numbers(x, kernel, padding, form):
+@pytest.mark.parametrize("form", [convolution.PRODUCT, convolution.HALF])
+@pytest.mark.parametrize(
+    ("x", "kernel", "padding"), [((2, 9, 8, 96), (7, 7, 96, 48), 3), ((1, 30, 50, 48), (3, 3, 48, 64), 1)]
+)
+def test_products_in_bfloat16_are_summed_in_float32(x, kernel, padding, form):
+    """Thousands of them, so that what is off is the rounding of the result alone: half of 2^-7 at most."""
+    x, kernel = (jnp.asarray(draw(*shape), jnp.bfloat16) for shape in (x, kernel))
+    g = jnp.asarray(draw(*x.shape[:3], kernel.shape[-1]), jnp.bfloat16)
+    given = [np.asarray(array, np.float64) for array in (x, kernel, g)]
+    expected = (loops(*given[:2], padding), *loops_gradient(*given, padding))
+    found = (form.forward(x, kernel, padding), form.to_input(x, kernel, g, padding))
+    for value, wanted in zip((*found, form.to_kernel(x, kernel, g, padding)), expected, strict=True):
+        assert value.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(value, np.float64), wanted, rtol=2**-8, atol=2e-6 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("x", "kernel", "padding"), [case[:3] for case in CHOSEN if case[3] != "convolution"])
+def test_both_platforms_give_the_same_numbers(x, kernel, padding):
     """To 2e-6 of the largest, in float32."""
     x, kernel = draw(*x, dtype=np.float32), draw(*kernel, dtype=np.float32)
     y, pull = jax.vjp(functools.partial(convolve, padding=padding), x, kernel)
@@ -224,15 +252,20 @@ def test_the_full_network_on_each_platform(monkeypatch):
     assert found["cpu"]["convolution"] < found["tpu"]["convolution"]
 
 
-@pytest.mark.parametrize(("side", "inputs", "outputs"), [(64, 3, 64), (24, 2, 512)])
-def test_devices_that_share_a_batch_speak_once_a_layer(side, inputs, outputs):
-    """Not in every row or tap: the sums are of each image, and are added up at the end."""
+@pytest.mark.parametrize(
+    ("side", "inputs", "outputs", "dtype"),
+    [(64, 3, 64, jnp.float32), (24, 2, 512, jnp.float32), (24, 2, 256, jnp.bfloat16)],
+)
+def test_devices_that_share_a_batch_speak_once_a_layer(monkeypatch, side, inputs, outputs, dtype):
+    """Not in every row, tap or block: the sums are of each image, and are added up at the end."""
+    monkeypatch.setattr(convolution, "_BLOCK", 1)
     mesh = sharding.make_mesh()
     split, whole = sharding.split_batch(mesh, 0), sharding.replicated(mesh)
-    x = jax.ShapeDtypeStruct((4, side, side, inputs), jnp.float32, sharding=split)
-    kernel = jax.ShapeDtypeStruct((3, 3, inputs, outputs), jnp.float32, sharding=whole)
+    x = jax.ShapeDtypeStruct((4, side, side, inputs), dtype, sharding=split)
+    kernel = jax.ShapeDtypeStruct((3, 3, inputs, outputs), dtype, sharding=whole)
     step = jax.jit(jax.grad(lambda kernel, x: (convolve(x, kernel, 1) ** 2).sum()), out_shardings=whole)
     text = step.lower(kernel, x).compile().as_text()
     entry = text[text.index("\nENTRY ") :]
-    assert len(re.findall(r" while\(", entry)) == 1
+    assert len(re.findall(r" while\(", entry)) == (2 if dtype == jnp.bfloat16 else 1)  # forward by blocks, too
+    assert not re.findall(r" all-gather\(", text)
     assert len(re.findall(r" all-reduce\(", text)) == len(re.findall(r" all-reduce\(", entry)) == 1

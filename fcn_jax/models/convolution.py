@@ -2,8 +2,9 @@
 
 TPU and GPU take XLA's own convolutions. On CPU some of these are slow: the weight gradients of 3x3 layers, all of fc6
 and fc7, and pooling's gradient. There the first are sums over rows or products tap by tap, fc6 and fc7 are matrix
-products, and deep 3x3 layers go by Winograd's algorithm. Each form gives the same sums, in another order; how fast each
-is on each layer: benchmarks/kernels.py, benchmarks/results/speed.md.
+products, and deep 3x3 layers go by Winograd's algorithm. In bfloat16, XLA has fast products alone, so that these layers
+go by blocks of rows instead. Each form gives the same sums, in another order; how fast each is on each layer:
+benchmarks/kernels.py, benchmarks/results/speed.md.
 """
 
 import functools
@@ -41,8 +42,12 @@ def form_of(forward: Callable[..., jax.Array]) -> Form:
     return Form(forward, to_input, to_kernel)
 
 
+def _is_half(dtype: Any) -> bool:
+    return jnp.finfo(dtype).bits < 32
+
+
 def _precision(x: jax.Array) -> lax.Precision:
-    return lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    return lax.Precision.DEFAULT if _is_half(x.dtype) else lax.Precision.HIGHEST
 
 
 def xla(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -63,13 +68,44 @@ def _xla(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[Any, Any]], strid
 
 
 def product(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
-    """One matrix product of the image's windows, side by side [B, H', W', k k I], with the kernel."""
-    size, _, inputs, outputs = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    """One matrix product of the image's windows [B, H', W', k k I] with the kernel."""
+    return _sums("bhwi,io->bhwo", _windows(_bordered(x, padding), len(kernel)), _matrix(kernel)).astype(x.dtype)
+
+
+def product_to_input(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """The gradient of the windows, which are then added up where they overlap."""
+    of_windows = _sums("bhwo,io->bhwi", g, _matrix(kernel))
+    wide = jax.ShapeDtypeStruct(x.shape, of_windows.dtype)
+    add = jax.linear_transpose(lambda x: _windows(_bordered(x, padding), len(kernel)), wide)
+    return add(of_windows)[0].astype(x.dtype)
+
+
+def product_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """One matrix product of the image's windows with g."""
+    windows = _windows(_bordered(x, padding), len(kernel))
+    return _sums("bhwi,bhwo->io", windows, g).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _bordered(x: jax.Array, border: int) -> jax.Array:
+    """With zeros around the image, or without what is within -border of its edge."""
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (border, border, 0), (border, border, 0), (0, 0, 0)))
+
+
+def _windows(x: jax.Array, size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H', W', k k C]: the cells of each window side by side."""
     rows, columns = (n - size + 1 for n in x.shape[1:3])
-    windows = [x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)]
-    matrix = kernel.reshape(size * size * inputs, outputs)
-    return jnp.matmul(jnp.concatenate(windows, -1), matrix, precision=_precision(x))
+    return jnp.concatenate([x[:, i : i + rows, j : j + columns] for i in range(size) for j in range(size)], -1)
+
+
+def _matrix(kernel: jax.Array) -> jax.Array:
+    """[k, k, I, O] -> [k k I, O]."""
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _sums(how: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum, in float32 at least."""
+    wide = jnp.float32 if _is_half(a.dtype) else a.dtype
+    return jnp.einsum(how, a, b, precision=_precision(a), preferred_element_type=wide)
 
 
 def winograd(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
@@ -126,28 +162,55 @@ def rows_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) 
 
 
 def taps_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
-    """The gradient of the kernel tap by tap: x from the tap's cell on [B, I, N], times g [B, N, O].
+    """The gradient of the kernel tap by tap: x from the tap's cell on [B, N, I] meets g [B, N, O].
 
     Both are as wide as the padded x, with zeros beside g, so that all cells of an image are one row.
     """
     size, _, inputs, outputs = kernel.shape
-    batch = x.shape[0]
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    batch, half = x.shape[0], _is_half(x.dtype)
+    x = _bordered(x, padding)
     width = x.shape[2]
     g = jnp.pad(g, ((0, 0), (0, size - 1), (0, size - 1), (0, 0))).reshape(batch, -1, outputs)
     x, last = x.reshape(batch, -1, inputs), (size - 1) * (width + 1)
     g = g[:, : g.shape[1] - last]
+    # Products of 16 bits are slow where the left side lies across.
+    x = lax.optimization_barrier(lax.optimization_barrier(x).swapaxes(1, 2)) if half else x
 
     def tap(first: jax.Array) -> jax.Array:
-        moved = lax.dynamic_slice_in_dim(x, first, g.shape[1], 1)
-        return jnp.einsum("bni,bno->bio", moved, g, precision=_precision(x))
+        moved = lax.dynamic_slice_in_dim(x, first, g.shape[1], 2 if half else 1)
+        return _sums("bin,bno->bio" if half else "bni,bno->bio", moved, g)
 
     firsts = jnp.asarray([i * width + j for i in range(size) for j in range(size)])
     taps: jax.Array = lax.map(tap, firsts)
-    return taps.sum(1).reshape(kernel.shape)
+    return taps.sum(1).reshape(kernel.shape).astype(kernel.dtype)
 
 
-XLA, PRODUCT = form_of(xla), form_of(product)
+def blocks(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """As `product`, but for some rows after others, so that their windows stay in a processor's cache."""
+    size, outputs = len(kernel), kernel.shape[-1]
+    x = _bordered(x, padding)
+    batch, height, width = x.shape[0], *(n - size + 1 for n in x.shape[1:3])
+    count = -(-height // max(1, _BLOCK // (batch * width * kernel[..., 0].size * x.dtype.itemsize)))
+    rows = -(-height // count)
+    # Copied as integers: numbers of 16 bits would be widened on the way.
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))
+    bits = jnp.pad(bits, ((0, 0), (0, count * rows - height), (0, 0), (0, 0)))
+
+    def multiply(block: jax.Array) -> jax.Array:
+        windows = lax.optimization_barrier(_windows(block, size))
+        return _sums("bhwi,io->bhwo", lax.bitcast_convert_type(windows, x.dtype), _matrix(kernel)).astype(x.dtype)
+
+    y = lax.map(multiply, jnp.stack([bits[:, n * rows : (n + 1) * rows + size - 1] for n in range(count)]))
+    return jnp.moveaxis(y, 0, 1).reshape(batch, count * rows, width, outputs)[:, :height]
+
+
+def blocks_to_input(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) -> jax.Array:
+    """The convolution of g with the kernel turned round."""
+    return blocks(g, kernel[::-1, ::-1].swapaxes(2, 3), len(kernel) - 1 - padding)
+
+
+XLA, PRODUCT = form_of(xla), Form(product, product_to_input, product_to_kernel)
+HALF = Form(blocks, blocks_to_input, taps_to_kernel)
 
 # Products of smaller kernels take no time in any form, and least to trace and to compile in XLA's.
 _LARGE_KERNEL = 2**14
@@ -155,6 +218,8 @@ _LARGE_KERNEL = 2**14
 _LARGE_MAP, _WIDE_LAYER, _CACHED = 64 * 64, 64, 9 * 512 * 512
 # Products tap by tap pay where the sums over rows are too large, and for deep layers from maps of this size on.
 _DEEP_LAYER, _SMALL_MAP = 512, 24 * 24
+# Of 16 bits products pay for layers of this width; windows of so many bytes stay in the cache.
+_HALF_LAYER, _BLOCK = 256, 2**23
 # Winograd's algorithm pays for batches with so many cells of deep layers, for which the kernel is worth transforming.
 _DEEP_MAP = 16 * 16
 
@@ -163,13 +228,17 @@ def cpu_form(x: jax.Array, kernel: jax.Array) -> Form:
     """What is fastest on CPU for these shapes."""
     batch, height, width, _ = x.shape
     size, _, inputs, outputs = kernel.shape
-    if not (isinstance(height, int) and isinstance(width, int)) or jnp.finfo(x.dtype).bits < 32:
+    if not (isinstance(height, int) and isinstance(width, int)):
         return XLA
     area = height * width
     if size != 3:
         # The copies of the image take no more memory than the kernel.
         small = size == 1 or batch * area <= outputs
         return PRODUCT if small and kernel.size >= _LARGE_KERNEL else XLA
+    if _is_half(x.dtype):
+        if outputs < _WIDE_LAYER or area < _SMALL_MAP:
+            return XLA
+        return HALF if outputs >= _HALF_LAYER else XLA._replace(to_kernel=taps_to_kernel)
     form = XLA
     if outputs >= _WIDE_LAYER and area >= _LARGE_MAP:
         cached = batch * kernel.size <= _CACHED
