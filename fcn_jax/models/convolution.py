@@ -188,8 +188,8 @@ def taps_to_kernel(x: jax.Array, kernel: jax.Array, g: jax.Array, padding: int) 
 def blocks(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """As `product`, but for some rows after others, so that their windows stay in a processor's cache."""
     size, outputs = len(kernel), kernel.shape[-1]
-    x = _bordered(x, padding)
-    batch, height, width = x.shape[0], *(n - size + 1 for n in x.shape[1:3])
+    batch, x = len(x), _bordered(x, padding)
+    height, width = (n - size + 1 for n in x.shape[1:3])
     count = -(-height // max(1, _BLOCK // (batch * width * kernel[..., 0].size * x.dtype.itemsize)))
     rows = -(-height // count)
     # Copied as integers: numbers of 16 bits would be widened on the way.
