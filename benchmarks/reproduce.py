@@ -185,6 +185,25 @@ ROWS = {
         curve=0.15,
         data="CamVid",
     ),
+    # Crops as large as the images, which are shrunk and enlarged.
+    "camvid_whole_seed0": Row(
+        (
+            "--config=configs/camvid_fcn8s.py",
+            "--config.steps=(3000,)",
+            "--config.model.dtype=bfloat16",
+            "--config.data.batch_size=2",
+            "--config.data.crop_size=(360,480)",
+            "--config.data.scale=(0.75,2.0)",
+            "--config.loss.jaccard=1.0",
+            "--config.optim.ema=0.998",
+            "--config.eval.every=1500",
+            "--config.seed=0",
+        ),
+        (VAL, *CAMVID_EVALUATIONS[:2]),
+        points=2.0,
+        curve=0.15,
+        data="CamVid",
+    ),
     # What enlarging gives, with the same number of crops.
     "camvid_enlarged": held_out("(1.0,2.0)", Evaluation("val", (1.5,))),
     "camvid_native": held_out("(0.7,1.4)", VAL, Evaluation("val", (1.5,))),

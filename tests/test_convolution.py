@@ -149,16 +149,25 @@ def test_the_form_is_that_of_the_platform(x, kernel, padding, form, half):
 
 @pytest.mark.parametrize("form", [convolution.PRODUCT, convolution.HALF])
 @pytest.mark.parametrize(
-    ("x", "kernel", "padding"), [((2, 9, 8, 96), (7, 7, 96, 48), 3), ((1, 30, 50, 48), (3, 3, 48, 64), 1)]
+    ("x", "kernel", "padding"),
+    [
+        ((2, 9, 8, 96), (7, 7, 96, 48), 3),
+        ((1, 30, 50, 48), (3, 3, 48, 64), 1),
+        ((1, 9, 8, 128), (1, 1, 128, 128), 0),
+    ],
 )
 def test_products_in_bfloat16_are_summed_in_float32(x, kernel, padding, form):
-    """Thousands of them, so that what is off is the rounding of the result alone: half of 2^-7 at most."""
+    """Thousands of them, so that what is off is the rounding of the result alone: half of 2^-7 at most.
+
+    Compiled whole, as in training: what is fused around a product decides whether XLA has it in 16 bits.
+    """
     x, kernel = (jnp.asarray(draw(*shape), jnp.bfloat16) for shape in (x, kernel))
     g = jnp.asarray(draw(*x.shape[:3], kernel.shape[-1]), jnp.bfloat16)
     given = [np.asarray(array, np.float64) for array in (x, kernel, g)]
     expected = (loops(*given[:2], padding), *loops_gradient(*given, padding))
-    found = (form.forward(x, kernel, padding), form.to_input(x, kernel, g, padding))
-    for value, wanted in zip((*found, form.to_kernel(x, kernel, g, padding)), expected, strict=True):
+    found = [jax.jit(functools.partial(form.forward, padding=padding))(x, kernel)]
+    found += [jax.jit(functools.partial(of, padding=padding))(x, kernel, g) for of in form[1:]]
+    for value, wanted in zip(found, expected, strict=True):
         assert value.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(value, np.float64), wanted, rtol=2**-8, atol=2e-6 * np.abs(wanted).max())
 
