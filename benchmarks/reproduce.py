@@ -200,7 +200,7 @@ ROWS = {
             "--config.eval.every=1000",
             "--config.seed=0",
         ),
-        (Evaluation("val", (1.25,)), Evaluation("val", (1.5,))),
+        (Evaluation("val", (1.25,)), *CAMVID_EVALUATIONS[:2]),
         points=2.0,
         curve=0.15,
         data="CamVid",
