@@ -246,6 +246,18 @@ ROWS = {
     "voc_laptop": voc(
         "--config=configs/voc_laptop.py", "--config.eval.every=400", "--config.data.eval_split=val[:20%]"
     ),
+    # Half as many steps again: it had not stopped improving.
+    **{
+        f"voc_long_seed{seed}": voc(
+            "--config=configs/voc_laptop.py",
+            "--config.steps=(2400,)",
+            "--config.model.dtype=bfloat16",
+            "--config.eval.every=800",
+            "--config.data.eval_split=val[:20%]",
+            f"--config.seed={seed}",
+        )
+        for seed in SEEDS
+    },
     # The network of camvid_small.py with its loss and rates: is a small one for VOC's classes good enough to be useful?
     "voc_small": voc(
         "--config=configs/voc_laptop.py",
