@@ -118,6 +118,21 @@ def test_results_has_the_tables_of_the_records(monkeypatch):
         assert f"mean IU {found['mean_iou']:.1f} on" in index
 
 
+def test_pages_name_the_hardware_of_a_run_that_had_another_than_the_usual(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    others = 0
+    for group in tables.GROUPS:
+        bullets = re.split(r"\n+(?=- |#)", (ROOT / "benchmarks" / "results" / f"{group}.md").read_text())
+        for name, record in tables.read(group).items():
+            processor = record["hardware"].partition(" cores of ")[2].partition(", Python")[0]
+            processor = processor.replace("(R)", "").removesuffix(" Processor")
+            if processor != "AMD EPYC":  # as RESULTS.md has it
+                others += 1
+                assert any(f"`{name}`" in bullet and processor in bullet for bullet in bullets), name
+    assert others
+
+
 def test_seeds_are_averaged_by_hand(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
