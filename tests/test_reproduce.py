@@ -102,9 +102,14 @@ def test_every_row_can_be_run(reproduce):
         assert len(keys) == len(row.train) - 1, f"{name} gives a key twice"
 
 
-def test_results_has_the_tables_of_the_records(monkeypatch):
+@pytest.fixture
+def tables(monkeypatch):
+    """The script."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("tables")
+    return importlib.import_module("tables")
+
+
+def test_results_has_the_tables_of_the_records(tables):
     for group, of_page in tables.GROUPS.items():
         text = (ROOT / "benchmarks" / "results" / f"{group}.md").read_text()
         records = tables.read(group)
@@ -118,9 +123,7 @@ def test_results_has_the_tables_of_the_records(monkeypatch):
         assert f"mean IU {found['mean_iou']:.1f} on" in index
 
 
-def test_pages_name_the_hardware_of_a_run_that_had_another_than_the_usual(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("tables")
+def test_pages_name_the_hardware_of_a_run_that_had_another_than_the_usual(tables):
     others = 0
     for group in tables.GROUPS:
         bullets = re.split(r"\n+(?=- |#)", (ROOT / "benchmarks" / "results" / f"{group}.md").read_text())
@@ -133,9 +136,7 @@ def test_pages_name_the_hardware_of_a_run_that_had_another_than_the_usual(monkey
     assert others
 
 
-def test_seeds_are_averaged_by_hand(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    tables = importlib.import_module("tables")
+def test_seeds_are_averaged_by_hand(tables):
 
     def record(mean_iou, pole):
         scores = {"pixel_accuracy": 90.0, "mean_accuracy": 70.0, "frequency_weighted_iou": 80.0, "mean_iou": mean_iou}
