@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--split", default="val")
     parser.add_argument("--every", type=int, default=1, help="each how many-th image")
     options = parser.parse_args()
-    network = fcn_jax.load(options.run, which="latest", max_side=0)
+    network = fcn_jax.load(options.run, which="latest", max_side=0, refine=False)
     config = json.loads((options.run / "config.json").read_text())["data"]
     split = datasets.open_split(config["name"], options.split, raw_dir=config["raw_dir"], data_dir=config["data_dir"])
     classes = len(split.class_names)

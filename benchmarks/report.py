@@ -64,7 +64,8 @@ def panels(run, results, ids):
     config = json.loads((run / "config.json").read_text())["data"]
     where = {"raw_dir": config["raw_dir"], "data_dir": config["data_dir"]}
     data = datasets.open_split(config["name"], results["split"], **where)
-    predict = fcn_jax.load(run, which="latest", scales=results["scales"], flip=results["flip"], max_side=0)
+    how = {"scales": results["scales"], "flip": results["flip"], "refine": results.get("refine", False)}
+    predict = fcn_jax.load(run, which="latest", max_side=0, **how)
     for example in measure.examples(data, predict.spec.input_names, [data.ids.index(name) for name in ids]):
         image, truth = example["image"], example["label"]
         yield visualize.panel(image, truth, predict(image), data.class_names, data.palette)

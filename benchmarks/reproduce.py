@@ -39,17 +39,19 @@ PARTS = 8  # of the curve, whose mean losses are compared
 
 
 class Evaluation(NamedTuple):
-    """--mode=eval of the latest checkpoint, with eval.scales, eval.flip and eval.mask."""
+    """--mode=eval of the latest checkpoint, with eval.scales, eval.flip, eval.mask and eval.refine."""
 
     split: str
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     mask: str = ""
+    refine: bool = False
 
     @property
     def name(self):
         """Of its files."""
-        return results_lib.name_of(self.split, self.scales, flip=self.flip, mask=self.mask)
+        how = {"flip": self.flip, "mask": self.mask, "refine": self.refine}
+        return results_lib.name_of(self.split, self.scales, **how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +311,7 @@ def run(row, workdir, raw_dir):
         if not file.exists() or json.loads(file.read_text())["step"] != end:
             how = (f"--config.eval.scales={evaluation.scales!r}", f"--config.eval.flip={evaluation.flip}")
             how += (f"--config.eval.mask={evaluation.mask}",) if evaluation.mask else ()
+            how += ("--config.eval.refine=True",) if evaluation.refine else ()
             run_main((*common, "--mode=eval", f"--split={evaluation.split}", "--which=latest", *how))
 
 

@@ -26,7 +26,7 @@ from fcn_jax.sharding import make_mesh, replicated
 METRIC = "mean_iou"
 _PIECE = 32 * 2**20  # bytes
 # How images were scored before the checkpoints said so, and of what they were made.
-_PLAIN = {"scales": [1.0], "flip": False, "inputs": "colour", "mask": ""}
+_PLAIN = {"scales": [1.0], "flip": False, "inputs": "colour", "mask": "", "refine": False}
 
 
 class Literal(PosixGPath):

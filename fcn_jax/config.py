@@ -156,6 +156,7 @@ def default() -> ConfigDict:
     c.eval.every = 1000  # steps; also at the end of each stage; 0: only then
     c.eval.scales = (1.0,)  # the image is scored at each of these sizes, and the probabilities are averaged
     c.eval.flip = False  # and mirrored too
+    c.eval.refine = False  # and what is found is aligned with contours (fcn_jax.refine), a second an image
     c.eval.mask = ""  # as data.mask, of the images that are scored
     c.eval.pictures = 4  # of image, truth, prediction and errors, written at each evaluation
 
@@ -262,6 +263,8 @@ def validate(config: ConfigDict) -> None:
     inputs = words(config.inputs)
     if set(inputs) != {"colour"} and (config.data.mask or config.eval.mask):
         raise ValueError("config.data.mask and config.eval.mask are of colour alone: set config.inputs=colour")
+    if set(inputs) != {"colour"} and config.eval.refine:
+        raise ValueError("config.eval.refine follows contours of colour: set config.inputs=colour, or refine to False")
     if len(inputs) not in (1, len(networks)):
         raise ValueError(f"config.inputs={config.inputs!r}: give one word for all stages, or one for each")
     for network, steps, rate in zip(networks, config.steps, config.learning_rate, strict=True):

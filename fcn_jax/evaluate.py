@@ -106,7 +106,7 @@ def _compile_step(
 ) -> Callable[..., Any]:
     """steps.eval_step; the counts come back whole on every device."""
     batch_size = config.eval.batch_size
-    step = _step(spec, config.model.dtype, tuple(config.eval.scales), config.eval.flip)
+    step = _step(spec, config.model.dtype, tuple(config.eval.scales), config.eval.flip, config.eval.refine)
     whole, divided = sharding.replicated(mesh), sharding.split_batch(mesh, 0)
     batch = steps.batch_shapes(spec, (batch_size,), canvas, divided)
     params = checkpoint.with_sharding(fcn.abstract_params(spec), places)
@@ -117,9 +117,9 @@ def _compile_step(
 
 
 @functools.lru_cache(16)  # equal steps are one, so that they share a program
-def _step(spec: ModelSpec, dtype: str, scales: tuple[float, ...], flip: bool) -> Callable[..., Any]:
-    heads = [place for _, place in spec.outputs]
-    return functools.partial(steps.eval_step, model=fcn.FCN(spec, dtype=dtype), heads=heads, scales=scales, flip=flip)
+def _step(spec: ModelSpec, dtype: str, scales: tuple[float, ...], flip: bool, refine: bool) -> Callable[..., Any]:
+    model, heads = fcn.FCN(spec, dtype=dtype), [place for _, place in spec.outputs]
+    return functools.partial(steps.eval_step, model=model, heads=heads, scales=scales, flip=flip, refine=refine)
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: pathlib.Path, *, split: str, which: str) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"{workdir} at step {results['step']}, {results['num_examples']} images of {split}")
     if not multiscale.is_plain(results["scales"], flip=results["flip"]):
         print(f"scales {', '.join(map(str, results['scales']))}{' and mirrored' if results['flip'] else ''}")
+    if results.get("refine"):
+        print("masks are aligned with contours")
     for name, scores in results.get("heads", {"": results}).items():
         print(*([f"{name}:"] if name else []), metrics.table(scores), sep="\n")
 

@@ -37,7 +37,7 @@ def scores(
     if is_plain(scales, flip=flip):
         return score(image, sizes)
     canvas = image.shape[1:3]
-    total: jax.Array | float = 0.0
+    total = jnp.float32(0)
     ways = list(itertools.product(scales, (False, True) if flip else (False,)))
     for scale, mirrored in ways:
         # Both in float32, which rounds 0.7 times 345 otherwise than float64: no image is larger than its canvas.
@@ -46,7 +46,12 @@ def scores(
         x = _resample(image.astype(jnp.float32), sizes, new_sizes, resized, mirrored)
         logits = score(x, new_sizes).astype(jnp.float32)
         total = total + _resample(probabilities(logits, heads), new_sizes, sizes, canvas, mirrored)
-    return jnp.log(jnp.maximum(total / len(ways), jnp.finfo(jnp.float32).tiny))
+    return logarithms(total / len(ways))
+
+
+def logarithms(probabilities: jax.Array) -> jax.Array:
+    """Finite, float32; also of a probability of 0."""
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(jnp.float32).tiny))
 
 
 def probabilities(scores: jax.Array, heads: Sequence[slice] = (slice(None),)) -> jax.Array:

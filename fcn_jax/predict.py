@@ -53,7 +53,9 @@ _MAX_SIDE = flags.DEFINE_integer(
 _SCALES = flags.DEFINE_list(
     "scales", "", "Each image is scored at these sizes, such as 0.75,1,1.25; default: as the run was evaluated, or 1."
 )
-_REFINE = flags.DEFINE_bool("refine", False, "Align masks with the contours of the image; takes a second an image.")
+_REFINE = flags.DEFINE_bool(
+    "refine", None, "Align masks with contours, a second an image; default: as the run was evaluated."
+)
 _FLIP = flags.DEFINE_bool("flip", None, "Each image is scored mirrored, too; default: as the run was evaluated.")
 
 _NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

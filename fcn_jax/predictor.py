@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -25,7 +24,7 @@ PIXELS_AT_ONCE = {"cpu": 2**18, "default": 2**22}
 AHEAD = 16  # images that a stream holds to find like ones among them
 MAX_SIDE = 1024  # pixels: what longer images are shrunk to unless something else is asked for
 TILE = 1280  # pixels a side of what is computed at once of an image in tiles
-_ONCE = ((1.0,), False)  # an image is scored as it is: scales, flip
+_ONCE = ((1.0,), False, False)  # an image is scored as it is: scales, flip, refine
 _STRIDE = 32  # of the last map: tiles begin at multiples of it
 
 
@@ -291,8 +290,7 @@ def _program(spec: ModelSpec, dtype: str, scales: tuple[float, ...], flip: bool,
             return multiscale.classes(logits, heads), None
         found = multiscale.probabilities(logits, heads)
         if refine:
-            parts = [refine_lib.mean_field(image, found[..., place], sizes) for place in heads]
-            found = jnp.concatenate(parts, -1)
+            found = refine_lib.by_head(image, found, sizes, heads)
         return multiscale.classes(found if refine else logits, heads), found if scored else None
 
     return jax.jit(predict, static_argnames="scored")
@@ -336,7 +334,7 @@ def load(
     flip: bool | None = None,
     max_side: int = MAX_SIDE,
     tiles: bool = False,
-    refine: bool = False,
+    refine: bool | None = None,
 ) -> Predictor:
     """The network of a run, of one step of its checkpoints, or of converted weights.
 
@@ -344,10 +342,10 @@ def load(
       path: a run's workdir, a checkpoint directory, converted weights, or a name of networks.PUBLISHED.
       which: `best` or `latest`, where `path` is a run.
       dtype: what the encoder computes in, float32 or bfloat16.
-      scales, flip: score images at each of these sizes, and mirrored too. None: as the run was evaluated
-        (config.eval.scales, config.eval.flip of its config.json); what is of no run, once and as it is.
+      scales, flip, refine: score images at each of these sizes, and mirrored too, and align what is found with the
+        contours of the image (fcn_jax.refine). None: as the run was evaluated (config.eval of its config.json); what is
+        of no run, once and as it is.
       max_side, tiles: as in Predictor; what fcn_jax.predict takes, too.
-      refine: align what is found with the contours of the image; fcn_jax.refine.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -362,12 +360,12 @@ def load(
         flip=scored[1] if flip is None else flip,
         max_side=max_side,
         tiles=tiles,
-        refine=refine,
+        refine=scored[2] if refine is None else refine,
     )
 
 
-def _read(path: str | pathlib.Path, which: str) -> tuple[Any, ModelSpec, tuple[tuple[float, ...], bool]]:
-    """Parameters, their network, and (scales, flip) by which it is scored."""
+def _read(path: str | pathlib.Path, which: str) -> tuple[Any, ModelSpec, tuple[tuple[float, ...], bool, bool]]:
+    """Parameters, their network, and (scales, flip, refine) by which it is scored."""
     if found := networks.unpacked(path):
         return jax.device_put(found[0]), found[1], _ONCE
     from fcn_jax import checkpoint  # Orbax takes most of a second to import
@@ -376,16 +374,16 @@ def _read(path: str | pathlib.Path, which: str) -> tuple[Any, ModelSpec, tuple[t
     return *checkpoint.load_params(directory), _scoring_of_run(directory)
 
 
-def _scoring_of_run(directory: pathlib.Path) -> tuple[tuple[float, ...], bool]:
-    """(scales, flip) by which the run of a checkpoint is evaluated."""
+def _scoring_of_run(directory: pathlib.Path) -> tuple[tuple[float, ...], bool, bool]:
+    """(scales, flip, refine) by which the run of a checkpoint is evaluated."""
     path = directory.parent.parent / "config.json"
     if directory.parent.name != "checkpoints" or not path.is_file():
         return _ONCE
     config = json_file.read(path).get("eval", {})
-    scales, flip = config.get("scales", [1.0]), config.get("flip", False)
+    scales = config.get("scales", [1.0])
     if not isinstance(scales, list) or not all(isinstance(s, int | float) and 0 < s <= 8 for s in scales):
         raise ValueError(f"{path} has eval.scales {str(scales)[:80]}: give scales, or put a copy of it back")
-    return tuple(scales), bool(flip)
+    return tuple(scales), bool(config.get("flip")), bool(config.get("refine"))
 
 
 _FAILURES = (ValueError, MemoryError, jax.errors.JaxRuntimeError)  # of one image

@@ -5,6 +5,8 @@ A fully connected CRF (Krähenbühl and Koltun 2011, arXiv 1210.5644) whose conn
 and those of a guided filter, which loses: benchmarks/results/refine.md, by benchmarks/refine.py.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,6 +17,11 @@ POSITION = 4.0  # pixels: the standard deviation of nearness
 COLOUR = 8.0  # grey values: that of likeness
 STEPS = 3
 _LEAST = 1e-30  # XLA takes the smallest of float32 for zero when it divides
+
+
+def by_head(image: jax.Array, scores: jax.Array, sizes: jax.Array, heads: Sequence[slice]) -> jax.Array:
+    """mean_field of the classes of each head, whose places in the scores are given."""
+    return jnp.concatenate([mean_field(image, scores[..., place], sizes) for place in heads], -1)
 
 
 def mean_field(

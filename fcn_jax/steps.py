@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fcn_jax import losses, metrics, multiscale, optim
+from fcn_jax import refine as refine_lib
 from fcn_jax.models.spec import WIDE_INPUTS, ModelSpec
 from fcn_jax.train_state import TrainState
 
@@ -138,10 +139,12 @@ def eval_step(
     heads: Sequence[slice] = (slice(None),),
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    refine: bool = False,
 ) -> dict[str, jax.Array]:
     """Counts of one padded batch: image uint8 [B, H, W, 3], label uint8 [B, H, W], size int32 [B, 2], as train_step.
 
-    With other `scales` than 1, or with `flip`, of the probabilities that multiscale.scores averages.
+    With other `scales` than 1, or with `flip`, of the probabilities that multiscale.scores averages; with `refine` of
+    those that refine.mean_field aligns with the contours of the image.
 
     Returns:
       confusion int32 [B, C, C] (of several heads their matrices along the diagonal), loss float32 [heads] (summed over
@@ -152,6 +155,9 @@ def eval_step(
         return model.apply({"params": params}, image, size)
 
     scores = multiscale.scores(score, batch["image"], batch["size"], scales=scales, flip=flip, heads=heads)
+    if refine:
+        aligned = refine_lib.by_head(batch["image"], multiscale.probabilities(scores, heads), batch["size"], heads)
+        scores = multiscale.logarithms(aligned)
     prediction = multiscale.classes(scores, heads)
     found = [by_head(x, len(heads)) for x in (batch["label"], prediction)]
     counts, loss = [], []

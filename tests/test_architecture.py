@@ -27,7 +27,7 @@ ALLOWED = {
     "export": {"checkpoint", "export", "models", "networks"},
     "multiscale": set(),
     "train_state": set(),
-    "steps": {"losses", "metrics", "models", "multiscale", "optim", "train_state"},
+    "steps": {"losses", "metrics", "models", "multiscale", "optim", "refine", "train_state"},
     "digests": set(),
     "integrity": {"digests", "json_file", "models"},
     "checkpoint": {"digests", "files", "integrity", "json_file", "models", "sharding"},

@@ -119,12 +119,14 @@ def test_evaluation_at_several_scales_stands_beside_the_plain_one(workdir, data_
         "--mode=eval",
         "--split=tiny[:2]",
     )
-    for more in ((), ("--config.eval.scales=0.75,1", "--config.eval.flip=True")):
+    for more in ((), ("--config.eval.scales=0.75,1", "--config.eval.flip=True", "--config.eval.refine=True")):
         process = command("fcn_jax.main", *given, *more)
         assert process.returncode == 0, process.stderr
-    assert "2 images of tiny[:2]\nscales 0.75, 1 and mirrored\n" in process.stdout
-    plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in ("", "_x0.75_x1_flip"))
+    assert "2 images of tiny[:2]\nscales 0.75, 1 and mirrored\nmasks are aligned with contours\n" in process.stdout
+    names = ("", "_x0.75_x1_flip_refined")
+    plain, several = (json.loads((workdir / f"eval_tiny_-2{end}.json").read_text()) for end in names)
     assert (plain["scales"], plain["flip"], several["scales"], several["flip"]) == ([1.0], False, [0.75, 1], True)
+    assert ("refine" in plain, several["refine"]) == (False, True)
     assert plain["loss"] != several["loss"]
     assert plain["num_examples"] == several["num_examples"] == 2
     twice = error_of(command("fcn_jax.main", *given, "--config.eval.scales=0.75", "--config.eval.scales=1"))

@@ -35,6 +35,7 @@ def changed(**values):
         ({"optim__name": "adam"}, r"config\.optim\.name='adam'.*sgd, adamw"),
         ({"optim__schedule": "step"}, r"config\.optim\.schedule='step'.*constant, poly, cosine"),
         ({"loss__normalization": "mean"}, r"config\.loss\.normalization='mean'.*sum, image, pixel"),
+        ({"inputs": "colour,hha", "eval__refine": True}, r"config\.eval\.refine follows .*: set config\.inputs=colour"),
         ({"seed": -1}, r"config\.seed=-1: it must be from 0 to 2147483647"),
         ({"seed": 2**31}, r"config\.seed=2147483648: it must be from 0 to 2147483647"),
         ({"model__width": 0}, r"config\.model\.width=0: it must be >= 1"),

@@ -113,7 +113,7 @@ def run_with(tmp_path, **evaluated):
 
 
 def test_a_run_is_used_as_it_was_evaluated(tmp_path):
-    """At its sizes and mirrored, unless something else is asked for."""
+    """At its sizes, mirrored and refined, unless something else is asked for."""
     spec = run_with(tmp_path, scales=[1.5], flip=True)
     image = picture(40, 50)
     expected = Predictor(params(spec), spec, scales=(1.5,), flip=True).scores(image)
@@ -121,6 +121,11 @@ def test_a_run_is_used_as_it_was_evaluated(tmp_path):
     plain = fcn_jax.load(tmp_path / "run", scales=(1.0,), flip=False).scores(image)
     np.testing.assert_allclose(plain, Predictor(params(spec), spec).scores(image), atol=1e-6)
     assert np.abs(plain - expected).max() > 1e-3
+    (tmp_path / "run/config.json").write_text('{"eval": {"refine": true}}')
+    refined = fcn_jax.load(tmp_path / "run").scores(image)
+    np.testing.assert_allclose(refined, Predictor(params(spec), spec, refine=True).scores(image), atol=1e-6)
+    np.testing.assert_allclose(fcn_jax.load(tmp_path / "run", refine=False).scores(image), plain, atol=1e-6)
+    assert np.abs(refined - plain).max() > 1e-3
     (tmp_path / "run/config.json").write_text('{"eval": {"scales": "x"}}')
     with pytest.raises(ValueError, match=r"config.json has eval.scales x: give scales"):
         fcn_jax.load(tmp_path / "run")

@@ -1,11 +1,15 @@
 """The mean field: against plain loops, on canvases, and on what it is for."""
 
+import functools
+
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from scipy import special
 
 import fcn_jax
-from fcn_jax import checkpoint, refine
+from fcn_jax import checkpoint, refine, steps
 
 
 def scene(seed, height=9, width=11, classes=3):
@@ -104,6 +108,35 @@ def test_each_head_by_itself(tmp_path):
     scores, found = plain.scores(image), refined.scores(image)
     np.testing.assert_allclose(found[..., 1:], field(image, scores[..., 1:]), atol=2e-5)
     assert refined(image).shape == (40, 52, 2)
+
+
+def test_evaluation_counts_what_is_aligned():
+    """Of two heads on a canvas: each is refined by itself, and the loss is of what is refined."""
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 60, (2, 12, 14, 3)).astype(np.uint8)
+    logits = rng.normal(0, 2, (2, 12, 14, 5)).astype(np.float32)
+    sizes, heads = np.array([(12, 14), (9, 11)], np.int32), (slice(0, 2), slice(2, 5))
+    label = np.full((2, 12, 14, 2), 255, np.uint8)
+    for k, (height, width) in enumerate(sizes):
+        label[k, :height, :width] = rng.integers(0, (2, 3), (height, width, 2))
+
+    class Constant(nn.Module):
+        @nn.compact
+        def __call__(self, image, sizes):
+            return self.param("logits", nn.initializers.zeros, logits.shape)
+
+    batch = {"image": image, "label": label, "size": sizes}
+    step = functools.partial(steps.eval_step, model=Constant(), heads=heads, refine=True)
+    found = jax.jit(step)({"logits": logits}, batch)
+    for h, place in enumerate(heads):
+        loss = 0.0
+        for k, (height, width) in enumerate(sizes):
+            part = np.s_[:height, :width]
+            expected = by_loops(image[k][part], special.softmax(logits[k][part][..., place], -1), refine.WEIGHT, 3)
+            np.testing.assert_array_equal(found["prediction"][k, :height, :width, h], expected.argmax(-1))
+            truth = label[k][part][..., h]
+            loss -= np.log(np.take_along_axis(expected, truth[..., None].astype(int), -1)).sum()
+        np.testing.assert_allclose(found["loss"][h], loss, rtol=1e-4)
 
 
 def test_in_a_network(tmp_path):

@@ -178,7 +178,7 @@ def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):
     """An evaluation of another step is; evaluations are given no eval.* twice."""
     given = []
     monkeypatch.setattr(reproduce, "run_main", given.append)
-    evaluations = (reproduce.Evaluation("val"), reproduce.Evaluation("test", (1.0, 2.0), True))
+    evaluations = (reproduce.Evaluation("val"), reproduce.Evaluation("test", (1.0, 2.0), True, refine=True))
     row = reproduce.Row(
         ("--config=x", "--config.eval.scales=(3.0,)"), evaluations, points=2.0, curve=0.1, data="VOCdevkit/VOC2012"
     )
@@ -187,7 +187,7 @@ def test_what_is_done_is_not_done_again(reproduce, monkeypatch, tmp_path):
     train, test = given
     where = (f"--config.data.raw_dir={tmp_path}/run/raw", f"--workdir={tmp_path}/run")
     assert train == (*row.train, *where)
-    how = ("--config.eval.scales=(1.0, 2.0)", "--config.eval.flip=True")
+    how = ("--config.eval.scales=(1.0, 2.0)", "--config.eval.flip=True", "--config.eval.refine=True")
     assert test == ("--config=x", *where, "--mode=eval", "--split=test", "--which=latest", *how)
     write_run(tmp_path / "run", step=15)
     reproduce.run(row, tmp_path / "run", tmp_path / "official")

@@ -363,6 +363,13 @@ def test_prediction_agrees_with_evaluation(finished, data_dir):
     masks = fcn_jax.load(finished, which="latest", scales=(0.75, 1.5), flip=True)([e["image"] for e in examples])
     counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, masks, strict=True))
     assert np.abs(counts - results["confusion_matrix"]).sum() <= 4, "two pixels, where two classes all but tie"
+    c = tiny_config(data_dir, **{"eval.refine": True, "eval.pictures": 0})
+    results = evaluate.evaluate_checkpoint(c, finished, split="tiny[6:]", which="latest")
+    refined = fcn_jax.load(finished, which="latest", refine=True)([e["image"] for e in examples])
+    counts = sum(confusion_matrix(e["label"], m, 6) for e, m in zip(examples, refined, strict=True))
+    assert np.abs(counts - results["confusion_matrix"]).sum() <= 4, "two pixels, where two classes all but tie"
+    plain, kept = (json.loads((finished / f"eval_tiny_6-{end}.json").read_text()) for end in ("", "_refined"))
+    assert kept["loss"] == results["loss"] != pytest.approx(plain["loss"], rel=1e-3)
     with pytest.raises(ValueError, match=r"scales \[0, 1\]: give factors above 0 and up to 8"):
         fcn_jax.load(finished, scales=(0, 1))
     for wrong, message in [

@@ -125,10 +125,10 @@ def _scores(runs: Sequence[Run]) -> str:
 
 
 def _scoring(run: Run) -> str:
-    scales, flip, mask = (run.settings[f"eval.{key}"] for key in ("scales", "flip", "mask"))
+    scales, flip, refine, mask = (run.settings[f"eval.{key}"] for key in ("scales", "flip", "refine", "mask"))
     plain = list(scales) == [1.0] and not flip
     how = "" if plain else f", at {', '.join(f'{s:g}' for s in scales)} times the size{' and mirrored' if flip else ''}"
-    return how + (f", without {mask}" if mask else "")
+    return how + (", aligned with contours" if refine else "") + (f", without {mask}" if mask else "")
 
 
 def _differences(runs: Sequence[Run]) -> str:

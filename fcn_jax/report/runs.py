@@ -112,11 +112,11 @@ def _measured(
     config: dict[str, Any],
 ) -> measure.Measured:
     """Kept in the run's folder, since a pass takes minutes."""
-    scales, flip, mask = config["eval.scales"], config["eval.flip"], config["eval.mask"]
+    scales, flip, refine, mask = (config[f"eval.{key}"] for key in ("scales", "flip", "refine", "mask"))
     digests = directory / "SHA256SUMS"
     weights = digests.read_text() if digests.exists() else str(directory.stat().st_mtime_ns)
-    key = repr((weights, split.name, split.split, _digest(split), scales, flip, mask, metrics.BOUNDARY))
-    name = results.name_of(split.split, scales, flip=flip, mask=mask)
+    key = repr((weights, split.name, split.split, _digest(split), scales, flip, refine, mask, metrics.BOUNDARY))
+    name = results.name_of(split.split, scales, flip=flip, mask=mask, refine=refine)
     path = workdir / f"report_{name}_{directory.name}.npz"
     return measure.remembered(path, key, lambda: measure.measure(network, split, mask))
 

@@ -15,18 +15,18 @@ from fcn_jax import files, multiscale
 
 
 def scoring(config: ConfigDict, inputs: str = "colour") -> dict[str, Any]:
-    """What else than the weights the scores depend on: {scales, flip}; inputs and a mask where they are unusual."""
+    """What else than the weights the scores depend on: {scales, flip}, and the unusual of inputs, mask and refine."""
     found = {"scales": list(config.eval.scales), "flip": config.eval.flip}
-    unusual = {"inputs": inputs if inputs != "colour" else "", "mask": config.eval.mask}
+    unusual = {"inputs": inputs if inputs != "colour" else "", "mask": config.eval.mask, "refine": config.eval.refine}
     return {**found, **{key: value for key, value in unusual.items() if value}}
 
 
-def name_of(split: str, scales: Sequence[float], *, flip: bool, mask: str = "") -> str:
+def name_of(split: str, scales: Sequence[float], *, flip: bool, mask: str = "", refine: bool = False) -> str:
     """What files of results are called: `val`, 'train[:50%]' as train_-50pct, scored otherwise val_x0.75_x1_flip."""
     name = split.replace("[", "_").replace("]", "").replace(":", "-").replace("%", "pct")
     if not multiscale.is_plain(scales, flip=flip):
         name += "".join(f"_x{scale:g}" for scale in scales) + ("_flip" if flip else "")
-    return name + (f"_without_{mask}" if mask else "")
+    return name + ("_refined" if refine else "") + (f"_without_{mask}" if mask else "")
 
 
 def write(workdir: pathlib.Path, results: dict[str, Any], panels: Sequence[np.ndarray]) -> None:
@@ -34,7 +34,8 @@ def write(workdir: pathlib.Path, results: dict[str, Any], panels: Sequence[np.nd
 
     NaN becomes null in the one, and nothing in the other.
     """
-    name = name_of(results["split"], results["scales"], flip=results["flip"], mask=results.get("mask", ""))
+    more = {key: results[key] for key in ("mask", "refine") if key in results}
+    name = name_of(results["split"], results["scales"], flip=results["flip"], **more)
     rows = results["per_image"]
     readable = _null_if_nan({key: value for key, value in results.items() if key != "per_image"})
     files.write(workdir / f"eval_{name}.csv", _csv(rows))

@@ -52,7 +52,7 @@ _MEMORY = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=0.99,
 )
-_REFINE = flags.DEFINE_bool("refine", False, "Align masks with the contours of each frame; slower.")
+_REFINE = flags.DEFINE_bool("refine", None, "Align masks with contours, slower; default: as the run was evaluated.")
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 512, "Longer frames are segmented at this length; 0: never.", lower_bound=0
 )
