@@ -69,7 +69,7 @@ class Predictor:
         if tiles and not multiscale.is_plain(scales, flip=flip):
             raise ValueError(f"tiles are for images as they are, scored at 1 and not at {list(scales)}: give scales 1")
         if refine and tiles:
-            raise ValueError("what is refined depends on more than the network sees: not in tiles, give one of the two")
+            raise ValueError("what is refined depends on more than a tile sees, so not in tiles: give refine False")
         if refine and spec.input_names != ("colour",):
             raise ValueError(f"refine follows contours of colour, and the network takes {'+'.join(spec.input_names)}")
         # What is smaller at all scales is shrunk first: as training does, and a photograph is not decoded for nothing.
