@@ -2,7 +2,7 @@
 
 A fully connected CRF (Krähenbühl and Koltun 2011, arXiv 1210.5644) whose connections end at a window, as in ConvCRF
 (Teichmann and Cipolla 2018, arXiv 1805.04777): pixels nearby that look alike should be of the same class. Its numbers,
-and those of a guided filter, which loses: benchmarks/results/refine.md, by benchmarks/refine.py.
+and those of a guided filter, which wins less: benchmarks/results/refine.md, by benchmarks/refine.py.
 """
 
 from collections.abc import Sequence
