@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import browser
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fcn_jax import metrics
-from fcn_jax.report import measure
+from fcn_jax.report import measure, page
 from fcn_jax.report.measure import Measured
 from fcn_jax.run import curves, environment
 
@@ -184,6 +185,20 @@ def test_what_cannot_be_kept_is_still_shown(tmp_path, caplog):
     found = measure.remembered(tmp_path / "gone" / "report.npz", "a", lambda: measured(confusions()))
     assert len(found.ids) == 40
     assert "is not kept for the next report" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"eval.refine": True}, ", aligned with contours"),
+        ({"eval.scales": [1.5], "eval.flip": True}, ", at 1.5 times the size and mirrored"),
+        ({"eval.refine": True, "eval.mask": "shape"}, ", aligned with contours, without shape"),
+    ],
+)
+def test_how_a_run_was_scored_is_said(changed, said):
+    plain = {"eval.scales": [1.0], "eval.flip": False, "eval.refine": False, "eval.mask": ""}
+    assert page._scoring(SimpleNamespace(settings=plain | changed)) == said
 
 
 def test_minutes_without_pauses():
