@@ -89,6 +89,29 @@ def camvid_classes(records):
     return table(("", *FCN8S, "mean"), (published, *classes(records, "test", FCN8S)))
 
 
+def camvid_spread(records):
+    """Mean and standard deviation over the seeds of a recipe, for each evaluation that all of them have."""
+    recipes = {}
+    for name, record in records.items():
+        recipe, _, seed = name.rpartition("_seed")
+        if seed.isdigit():
+            recipes.setdefault(recipe, []).append(record["evaluations"])
+    rows = []
+    for recipe, runs in recipes.items():
+        for evaluation in runs[0] if len(runs) > 1 else ():
+            if all(evaluation in run for run in runs):
+                found = [run[evaluation] for run in runs]
+                scores_of = [[one[key] for one in found] for key in ("pixel_accuracy", "mean_iou")]
+                classes_of = [[one["per_class_iou"][key] for one in found] for key in FCN8S]
+                rows.append((f"{recipe}, {evaluation}", len(found), *map(spread, scores_of + classes_of)))
+    return table(("", "seeds", SCORES["pixel_accuracy"], SCORES["mean_iou"], *FCN8S), rows)
+
+
+def spread(values):
+    """Mean and standard deviation."""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
 def voc_classes(records):
     """The IU of each class on val."""
     names = next(iter(records.values()))["evaluations"]["val"]["per_class_iou"]
@@ -112,7 +135,7 @@ def read(group):
 # What the rows' names start with, which is the page's name in benchmarks/results, too; and the page's tables of them.
 GROUPS = {
     "shapes": (scores,),
-    "camvid": (scores, camvid_classes),
+    "camvid": (scores, camvid_classes, camvid_spread),
     "voc": (scores, voc_classes),
     "matters": (seeds, seed_classes),
 }

@@ -155,6 +155,16 @@ def test_seeds_are_averaged_by_hand(tables):
     assert tables.seed_classes(records).splitlines()[2:] == ["| a_b | 90.0 | 6.5 |", "| a | 90.0 | 5.0 |"]
 
 
+def test_the_spread_of_seeds_by_hand(tables):
+    def record(mean_iou, *others):
+        scores = {"pixel_accuracy": 90.0, "mean_iou": mean_iou, "per_class_iou": dict.fromkeys(tables.FCN8S, mean_iou)}
+        return {"evaluations": dict.fromkeys(("test", *others), scores)}
+
+    records = {"a": record(1.0), "b_seed0": record(2.0), "c_seed0": record(60.0, "val"), "c_seed1": record(64.0)}
+    mean = "| 62.0 ± 2.8 "  # the deviation of a sample: sqrt((4 + 4) / 1)
+    assert tables.camvid_spread(records).splitlines()[2:] == [f"| c, test | 2 | 90.0 ± 0.0 {mean * 12}|"]
+
+
 def heads(text):
     """The anchors of a page's headings, as GitHub makes them."""
     found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
